@@ -1,0 +1,317 @@
+"""What the demo does, in order, and what it prints.
+
+`forecast_difference` and `scenario_difference` are what a scientist would write; all else is there to set the
+stage and to check.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import dask
+import distributed
+import intake
+import numpy as np
+import xarray as xr
+from dask.utils import format_bytes, parse_bytes
+from distributed import Client
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from dask_pools.errors import MisplacedTaskError
+from dask_pools.traffic import measure_traffic
+from intake_pools.demo.isolation import Isolation, find_isolation, start_pools
+from intake_pools.demo.picture import Map, draw
+from intake_pools.demo.sites import (
+    FULL_SIZE,
+    HEIGHT,
+    PERIOD,
+    SMALLEST_SIZE,
+    FieldShape,
+    Sites,
+    directories_below,
+    lay_out,
+)
+from intake_pools.shipped import shipped
+
+__all__ = ["DemoError", "run"]
+
+WORKERS = 2
+# Temperatures near 300 K in single precision: 18 of them add up to rounding errors of some 1e-4 K.
+TOLERANCE = 2e-3
+
+
+class DemoError(Exception):
+    """The demo cannot run, or did not find what it should have; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one way to calculate.
+
+    Attributes
+    ----------
+    way, result : str
+        For people.
+    seconds : float or None
+        None if it was not run.
+    left : dict of str to int
+        Bytes that left each pool.
+    """
+
+    way: str
+    result: str
+    seconds: float | None
+    left: dict[str, int]
+
+
+def forecast_difference(cat: Any) -> xr.DataArray:
+    """Mean of the forecast less the observations, at one height."""
+    difference = (
+        cat.predictions.to_dask().mean("realization").isel(height=HEIGHT) - cat.observations.to_dask()
+    )
+    return difference["air_temperature"]
+
+
+def scenario_difference(cat: Any) -> xr.DataArray:
+    """How much warmer the end of the century is in scenario A1B than in E1."""
+    period = slice(*PERIOD)
+    a1b: xr.DataArray = cat.a1b.to_dask()["air_temperature"]
+    e1: xr.DataArray = cat.e1.to_dask()["air_temperature"]
+    return a1b.sel(time=period).mean("time") - e1.sel(time=period).mean("time")
+
+
+def run(size: str, output: Path, keep: Path | None, console: Console | None = None) -> None:
+    """Run the demo.
+
+    Parameters
+    ----------
+    size : str
+        Bytes of the generated forecast, such as ``"200 MB"``, or ``"full"``.
+    output : pathlib.Path
+        Where to write the maps.
+    keep : pathlib.Path or None
+        Directory to lay the sites out in and leave; None for a temporary one.
+    console : rich.console.Console, optional
+        Where to print.
+
+    Raises
+    ------
+    DemoError
+        If `size` or `output` are no good, something is missing, or a result differs from NumPy's.
+    """
+    console = console or Console(soft_wrap=True)
+    shape = _grid(size)
+    _check_writable(output)
+    samples = _samples()
+    with _directory(keep) as root:
+        _prepare(root, shape, samples, console)
+        sites = Sites(directories_below(root))
+        isolation = find_isolation()
+        with start_pools(sites.directories, WORKERS, isolation) as cluster:
+            console.print(f"Started {cluster}\nIsolation: {isolation.value}.", markup=False)
+            with cluster.get_client() as client:
+                outcomes, maps = _calculate(client, sites, isolation, console)
+        console.print()
+        console.print(_table(outcomes, sites))
+    draw(maps, output)
+    console.print(f"\nMaps of both differences: {output.resolve()}")
+    if keep is not None:
+        console.print(f"The sites' files are still in {keep.resolve()}")
+
+
+def _grid(size: str) -> FieldShape:
+    try:
+        nbytes = FULL_SIZE if size.strip().lower() == "full" else parse_bytes(size)
+    except ValueError:
+        nbytes = -1
+    if not SMALLEST_SIZE <= nbytes <= FULL_SIZE:
+        raise DemoError(
+            f"--size {size!r} is not between 1 MB and {FULL_SIZE / 1e9:.2f} GB. Write a number and a unit, "
+            "such as --size '500 MB', or --size full."
+        )
+    return FieldShape.of_size(nbytes)
+
+
+def _samples() -> Path:
+    if missing := [name for name in ("iris_sample_data", "matplotlib") if find_spec(name) is None]:
+        raise DemoError(f"The demo needs {' and '.join(missing)}. Type: pip install 'intake-pools[demo]'")
+    import iris_sample_data
+
+    return Path(iris_sample_data.path)
+
+
+def _check_writable(output: Path) -> None:
+    """Refuse an `output` now and not when all the work is done."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if output.suffix.removeprefix(".").lower() not in formats:
+        raise DemoError(
+            f"--output {output} needs a suffix such as .png; these are known: {', '.join(formats)}."
+        )
+    existed = output.exists()
+    try:
+        with output.open("ab"):
+            pass
+    except OSError as error:
+        raise DemoError(
+            f"--output {output} cannot be written: {error.strerror}. Name a file in a directory "
+            "that exists and that you may write to."
+        ) from error
+    if not existed:
+        output.unlink()
+
+
+@contextmanager
+def _directory(keep: Path | None) -> Iterator[Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="intake-pools-demo-") as root:
+            yield Path(root)
+        return
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f"--keep {keep} cannot be made a directory: {error.strerror}.") from error
+    yield keep.resolve()
+
+
+def _prepare(root: Path, shape: FieldShape, samples: Path, console: Console) -> None:
+    free = shutil.disk_usage(root).free
+    if free < shape.nbytes * 1.05:
+        raise DemoError(
+            f"{root} has {format_bytes(free)} left, and the forecast takes {format_bytes(shape.nbytes)}. "
+            "Choose a smaller --size, or another disk with --keep DIRECTORY."
+        )
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("Laying out two sites", total=1.0)
+            for what, fraction in lay_out(root, shape, samples):
+                progress.update(task, description=f"Writing {what}", completed=fraction)
+    except OSError as error:
+        raise DemoError(
+            f"The sites' files cannot be written below {root}: {error.strerror or error}."
+        ) from error
+    for name, directory in directories_below(root).items():
+        files = ", ".join(
+            f"{path.name} ({format_bytes(path.stat().st_size)})" for path in sorted(directory.glob("*.nc"))
+        )
+        console.print(f"Site {name}: {files}")
+
+
+def _calculate(
+    client: Client, sites: Sites, isolation: Isolation, console: Console
+) -> tuple[list[Outcome], list[Map]]:
+    cat = intake.open_catalog(str(shipped("demo.yaml")))
+    for name in ("predictions", "observations", "a1b", "e1"):
+        console.print(f"cat.{name}.data_centre: {cat[name].data_centre}")
+    outcomes = []
+    if isolation.is_real:
+        console.print(
+            "\nxarray and Dask alone: tasks go wherever a worker is idle, and the file is not there."
+        )
+        outcomes.append(
+            _fail(client, "xarray and Dask alone", _stock_difference(sites), FileNotFoundError, console)
+        )
+    console.print("\nThe catalogue, but with pins switched off: a task in the wrong place is noticed.")
+    difference = forecast_difference(cat)
+    with dask.config.set({"pools.propagate": False}):
+        outcomes.append(_fail(client, "without pins", difference, MisplacedTaskError, console))
+    maps = []
+    for way, difference, expected, title in (
+        (
+            "forecast − observations",
+            forecast_difference(cat),
+            sites.expected_forecast_difference,
+            "Forecast less observations",
+        ),
+        (
+            "A1B − E1",
+            scenario_difference(cat),
+            sites.expected_scenario_difference,
+            f"Scenario A1B less E1, {PERIOD[0]}–{PERIOD[1]}",
+        ),
+    ):
+        outcome, values = _compare(client, way, difference, expected, console)
+        outcomes.append(outcome)
+        maps.append(Map(title, values, "difference of air temperature / K"))
+    outcomes.append(Outcome("copy all files to one place first", "not run", None, sites.stored))
+    return outcomes, maps
+
+
+def _stock_difference(sites: Sites) -> xr.DataArray:
+    """`forecast_difference` without this project: this process can see both files, most workers cannot."""
+    predictions, observations = (
+        xr.open_dataset(sites.directories[site] / name, chunks={})["air_temperature"]
+        for site, name in (("ecmwf", "predictions.nc"), ("eumetsat", "observations.nc"))
+    )
+    return predictions.mean("realization").isel(height=HEIGHT) - observations
+
+
+def _fail(
+    client: Client, way: str, difference: xr.DataArray, expected: type[Exception], console: Console
+) -> Outcome:
+    """Compute what ought to fail."""
+    start = time.perf_counter()
+    with measure_traffic(client) as measured:
+        try:
+            difference.compute()
+        except expected as error:
+            result = type(error).__name__
+            console.print(f"{result}: {error}", markup=False)
+        else:
+            result = "every task was in the right place, by luck"
+            console.print(f"This time {result}.")
+    seconds = time.perf_counter() - start
+    return Outcome(f"{way}: forecast − observations", result, seconds, measured.traffic.left)
+
+
+def _compare(
+    client: Client, way: str, difference: xr.DataArray, expected: np.ndarray[Any, Any], console: Console
+) -> tuple[Outcome, xr.DataArray]:
+    """Compute with pins, and compare with what NumPy makes of the whole data."""
+    console.print(f"\nWith pins: {way}")
+    start = time.perf_counter()
+    with measure_traffic(client) as measured:
+        running = difference.persist()
+        if console.is_terminal:
+            distributed.progress(running, notebook=False)
+            console.print()
+        values = running.compute()
+    seconds = time.perf_counter() - start
+    console.print(str(measured))
+    error = float(np.abs(values.to_numpy() - expected).max())
+    if not error <= TOLERANCE:  # also if it is not a number
+        raise DemoError(
+            f"{way} differs from NumPy's by up to {error} K. This is a mistake in "
+            "intake-pools: please report it."
+        )
+    return Outcome(
+        f"with pins: {way}", f"equals NumPy's to {error:.1g} K", seconds, measured.traffic.left
+    ), values
+
+
+def _table(outcomes: list[Outcome], sites: Sites) -> Table:
+    table = Table(title="What each way took, and what left each pool")
+    table.add_column("way")
+    table.add_column("result")
+    table.add_column("seconds", justify="right")
+    for name in sites.directories:
+        table.add_column(f"left {name}", justify="right")
+    for outcome in outcomes:
+        table.add_row(
+            outcome.way,
+            outcome.result,
+            "–" if outcome.seconds is None else f"{outcome.seconds:.2f}",
+            *(format_bytes(outcome.left.get(name, 0)) for name in sites.directories),
+        )
+    return table

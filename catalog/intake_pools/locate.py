@@ -1,0 +1,108 @@
+"""Which data centre hosts a path or URL, and why.
+
+An entry's own word comes first, then the rules of a data-centres file. Nothing is opened or asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dask_pools.errors import UnlocatedError
+from dask_pools.pins import check_name
+
+if TYPE_CHECKING:
+    from dask_pools.data_centres import DataCentres
+
+__all__ = ["Location", "locate"]
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where data lives, and how that is known.
+
+    Attributes
+    ----------
+    data_centre : str
+    evidence : str
+        What decided, such as ``prefix /data/ecmwf/ (data-centres.yaml, line 3)``.
+    """
+
+    data_centre: str
+    evidence: str
+
+
+def locate(
+    url: str | os.PathLike[str],
+    entry_word: str | None = None,
+    data_centres: DataCentres | str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    *,
+    said_in: str = "data_centre of the entry",
+) -> Location:
+    """Find the data centre that hosts a path or URL.
+
+    Parameters
+    ----------
+    url : str or path
+    entry_word : str, optional
+        The data centre that the entry itself states; it beats every rule. A name that the data-centres file
+        does not have is taken for a mistake; where there is no such file, any proper name will do.
+    data_centres : DataCentres, path, or mapping, optional
+        The rules. By default those of the file that `dask.config` names (``pools.data-centres``).
+    said_in : str, optional
+        Where `entry_word` was said, for the evidence.
+
+    Raises
+    ------
+    UnlocatedError
+        If no rule matches, or the entry states a data centre that the rules do not know. The message lists
+        what they know and suggests the nearest.
+    DataCentresError
+        If the data-centres file is wrong.
+    """
+    from dask_pools import data_centres as rules
+
+    known = rules.default() if data_centres is None else rules.load(data_centres)
+    if entry_word is not None:
+        check_name(entry_word)
+        if known is not None and entry_word not in known.data_centres:
+            near = difflib.get_close_matches(entry_word, known.names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UnlocatedError(
+                f"{said_in} states the data centre {entry_word!r}, which {known.origin} does not know.{hint} "
+                f"It knows: {', '.join(known.names) or 'none'}."
+            )
+        return Location(entry_word, f"stated by {said_in}")
+
+    from intake_pools.entries import public_url
+
+    shown = public_url(os.fspath(url))
+    if known is None:
+        raise UnlocatedError(
+            f"No data centre is known for {shown}, since there is no data-centres file. State one with "
+            "data_centre=, or name a file: `data_centres_file` in the catalogue's metadata, or "
+            "dask.config.set({'pools.data-centres': 'data-centres.yaml'})."
+        )
+    if matching := known.matches(os.fspath(url)):
+        return Location(matching[0].data_centre, str(matching[0]))
+    if rules.place_of(os.fspath(url)).relative:
+        raise UnlocatedError(
+            f"{shown} is a relative path, which no prefix can match: it is relative to the working directory "
+            f"of the workers. State where it lives with data_centre=. {known.origin} knows: "
+            f"{', '.join(known.names) or 'none'}."
+        )
+    nearest = known.nearest(os.fspath(url))
+    hint = f" The nearest is {nearest.prefix} of {nearest.data_centre}." if nearest else ""
+    prefixes = "; ".join(f"{rule.prefix} ({rule.data_centre})" for rule in known.rules[:_SHOWN]) or "none"
+    more = f"; and {len(known.rules) - _SHOWN} more" if len(known.rules) > _SHOWN else ""
+    raise UnlocatedError(
+        f"No data centre hosts {shown}. Prefixes in {known.origin}: {prefixes}{more}.{hint} Add a prefix "
+        "there, or state the data centre with data_centre=."
+    )
+
+
+# More prefixes than this make a message that nobody reads.
+_SHOWN = 20

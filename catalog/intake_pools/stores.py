@@ -1,0 +1,421 @@
+"""Files and zarr stores as one process sees them: what they are, their version, and opening them once.
+
+Everything here runs where the data is: in a worker of its pool, or in the client where there is no cluster.
+Each process opens for itself and keeps what it opened, so xarray's own locks hold (those of a Dataset that
+was opened in another process do not, and netCDF4 crashes), file objects are never sent, and nobody tries to
+reach data that it cannot see. It knows neither pools nor names of tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+from dask.base import tokenize
+
+from dask_pools.errors import EntryError
+from intake_pools.entries import NETCDF, public_options, public_url
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+__all__ = ["Opened", "Source", "StoreGone", "Version", "expand", "opened", "reopened", "source_of"]
+
+# Documents that describe a zarr store, of format 3 and 2; data chunks have other names.
+_ZARR_DOCUMENTS = ("zarr.json", ".zmetadata", ".zgroup", ".zarray", ".zattrs")
+# Engines that read file objects; others are given the URL itself.
+_FROM_FILE_OBJECTS = {"h5netcdf", "scipy"}
+# What tells one state of an object from another, by the names that file systems of fsspec use.
+_MARKS = (
+    "ETag", "etag", "versionId", "version_id", "generation", "md5Hash", "Content-MD5", "content_md5",
+    "LastModified", "last_modified", "updated", "mtime", "size",
+)  # fmt: skip
+
+
+class StoreGone(Exception):
+    """A store is not there any more, or not in this place; absent chunks would read as fill values."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a process needs to open a file or store.
+
+    Attributes
+    ----------
+    url : str
+        An absolute path or a URL.
+    engine : str or None
+        One of xarray; None lets xarray guess.
+    xarray_kwargs, storage_options : dict
+    token : str
+        Hash of all this without secrets.
+    """
+
+    url: str = field(repr=False)
+    engine: str | None
+    xarray_kwargs: Mapping[str, Any]
+    storage_options: Mapping[str, Any] = field(repr=False)
+    token: str
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a path."""
+        return is_local(self.url)
+
+    @property
+    def group(self) -> str:
+        """Path of the group inside the store, without slashes at its ends."""
+        return str(self.xarray_kwargs.get("group") or "").strip("/")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One state of the data.
+
+    Attributes
+    ----------
+    text : str
+        Differs between states as far as that can be seen; empty if nothing can.
+    anchor : str or None
+        Path of the local file that shows whether this is still so, at the price of one `os.stat`.
+    stamp : str or None
+        What `stamp_of` said about it.
+    """
+
+    text: str
+    anchor: str | None = None
+    stamp: str | None = None
+
+    def now(self) -> str:
+        """Look again without opening anything: the same stamp, another, or what is missing."""
+        if self.anchor is None:
+            return self.stamp or ""
+        try:
+            return stamp_of(self.anchor)
+        except OSError:
+            return f"none (no {self.anchor} on {socket.gethostname()})"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A Dataset that this process has open, lazily, and the version that it is of."""
+
+    source: Source
+    dataset: xr.Dataset
+    version: Version
+
+
+def is_local(url: str) -> bool:
+    """Whether it is a path, and no URL."""
+    return "://" not in url and "::" not in url
+
+
+def stamp_of(path: str) -> str:
+    """Time of the last change in nanoseconds, and size in bytes."""
+    status = os.stat(path)
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def expand(urls: Iterable[str], storage_options: Mapping[str, Any]) -> list[str]:
+    """Replace patterns by what matches them here, and relative paths by absolute ones.
+
+    Raises
+    ------
+    EntryError
+        If nothing matches a pattern.
+    """
+    found: list[str] = []
+    for url in urls:
+        if is_local(url):
+            url = os.path.abspath(os.path.expanduser(url))
+        if not any(sign in url for sign in "*[") and not (is_local(url) and "?" in url):
+            found.append(url)
+            continue
+        import fsspec
+
+        fs, path = fsspec.url_to_fs(url, **storage_options)
+        # A path with brackets in its name is that path.
+        matching = [path] if "*" not in path and fs.exists(path) else sorted(fs.glob(path))
+        if not matching:
+            raise EntryError(f"nothing matches {public_url(url)}")
+        found.extend(one if is_local(url) else fs.unstrip_protocol(one) for one in matching)
+    return found
+
+
+def source_of(
+    url: str, engine: str | None, xarray_kwargs: Mapping[str, Any], storage_options: Mapping[str, Any]
+) -> Source:
+    """Look at a file or store and settle which engine reads it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    EntryError
+        If it is not what the entry says.
+    """
+    if engine in (None, NETCDF):
+        engine = _engine(url, engine, storage_options)
+    token = tokenize(public_url(url), engine, xarray_kwargs, public_options(storage_options))
+    return Source(url, engine, dict(xarray_kwargs), dict(storage_options), token)
+
+
+def _engine(url: str, engine: str | None, storage_options: Mapping[str, Any]) -> str | None:
+    local = is_local(url)
+    if engine is None and _looks_like_zarr(url, storage_options):
+        return "zarr"
+    start = _first_bytes(url, storage_options)
+    if start.startswith(b"CDF"):
+        return "netcdf4" if local else "scipy"
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "netcdf4" if local else "h5netcdf"
+    if engine == NETCDF:
+        raise EntryError(
+            f"{public_url(url)} is not NetCDF: it begins with {start!r}. Name the engine that reads it: "
+            "driver pooled_xarray with engine=, or pooled_zarr for zarr"
+        )
+    if not local:
+        raise EntryError(
+            f"what {public_url(url)} is cannot be told from its beginning, {start!r}. State engine="
+        )
+    return None
+
+
+def _looks_like_zarr(url: str, storage_options: Mapping[str, Any]) -> bool:
+    if url.rstrip("/").endswith((".zarr", ".zarr.zip")):
+        return True
+    if is_local(url):
+        return os.path.isdir(url)
+    import fsspec
+
+    fs, path = fsspec.url_to_fs(url, **storage_options)
+    return any(fs.exists(f"{path}/{document}") for document in ("zarr.json", ".zmetadata", ".zgroup"))
+
+
+def _first_bytes(url: str, storage_options: Mapping[str, Any]) -> bytes:
+    if is_local(url):
+        if os.path.isdir(url):
+            raise EntryError(f"{url} is a directory, not a file; for zarr take the driver pooled_zarr")
+        with open(url, "rb") as file:
+            return file.read(8)
+    import fsspec
+
+    fs, path = fsspec.url_to_fs(url, **storage_options)
+    return bytes(fs.cat_file(path, start=0, end=8))
+
+
+def version_of(source: Source) -> Version:
+    """Look up the version of the data, without opening it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    """
+    if source.engine == "zarr" and not (source.local and os.path.isfile(source.url)):
+        return _zarr_version(source)
+    if source.local:
+        stamp = stamp_of(source.url)
+        return Version(stamp, source.url, stamp)
+    if source.engine not in _FROM_FILE_OBJECTS:
+        # The engine reaches the URL in a way of its own (OPeNDAP); nothing general can be asked.
+        return Version("")
+    import fsspec
+
+    fs, path = fsspec.url_to_fs(source.url, **source.storage_options)
+    fs.invalidate_cache()
+    return Version(_marks(fs.info(path)))
+
+
+def _marks(info: Mapping[str, Any]) -> str:
+    return "-".join(str(info[mark]) for mark in _MARKS if info.get(mark) is not None)
+
+
+def _zarr_version(source: Source) -> Version:
+    """Hash of the documents that describe a zarr group, and the time of its first one."""
+    import fsspec
+
+    fs, root = fsspec.url_to_fs(source.url, **source.storage_options)
+    fs.invalidate_cache()
+    root = root.rstrip("/")
+    group = f"{root}/{source.group}".rstrip("/")
+    documents = _documents(fs, {root, group})
+    if not documents:
+        if not fs.exists(root):
+            raise FileNotFoundError(root)
+        raise EntryError(f"{public_url(source.url)} has no zarr metadata ({', '.join(_ZARR_DOCUMENTS[:3])})")
+    anchor = min(documents, key=lambda path: (not path.startswith(group), path))
+    if source.xarray_kwargs.get("consolidated") is False or not any(map(_is_consolidated, documents.items())):
+        try:
+            below = [child["name"] for child in fs.ls(group, detail=True) if child["type"] == "directory"]
+        except (OSError, NotImplementedError):
+            below = []  # plain HTTP has no listing
+        documents |= _documents(fs, below)
+    digest = hashlib.sha256()
+    for path, content in sorted(documents.items()):
+        digest.update(path.removeprefix(root).encode() + b"\0" + content + b"\0")
+    text = digest.hexdigest()[:32]
+    if source.local:
+        stamp = stamp_of(anchor)
+        return Version(f"{text}-{stamp}", anchor, stamp)
+    return Version(f"{text}-{_marks(fs.info(anchor))}")
+
+
+def _documents(fs: Any, directories: Iterable[str]) -> dict[str, bytes]:
+    paths = [f"{directory}/{document}" for directory in directories for document in _ZARR_DOCUMENTS]
+    return dict(fs.cat(paths, on_error="omit")) if paths else {}
+
+
+def _is_consolidated(document: tuple[str, bytes]) -> bool:
+    path, content = document
+    if path.endswith(".zmetadata"):
+        return True
+    if not path.endswith("zarr.json"):
+        return False
+    try:
+        return bool(json.loads(content).get("consolidated_metadata"))
+    except (ValueError, AttributeError):
+        return False
+
+
+def _guarded_store(source: Source) -> Store:
+    """Make the zarr store of a source; it raises `StoreGone` where others read fill values from nowhere."""
+    from zarr.storage import FsspecStore, LocalStore, WrapperStore, ZipStore
+
+    class GuardedStore(WrapperStore):  # type: ignore[type-arg]  # any kind of store
+        """Tells a chunk that was never written from a store that is not there."""
+
+        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+            found = await self._store.get(key, prototype, byte_range)
+            if found is None and key.rpartition("/")[2] not in _ZARR_DOCUMENTS:
+                prefixes = {"", f"{source.group}/" if source.group else ""}
+                for document in [prefix + name for prefix in prefixes for name in _ZARR_DOCUMENTS]:
+                    if await self._store.exists(document):
+                        return None
+                raise StoreGone(f"no zarr metadata at {public_url(source.url)}")
+            return found
+
+    if not source.local:
+        return GuardedStore(
+            FsspecStore.from_url(source.url, storage_options=dict(source.storage_options), read_only=True)
+        )
+    if os.path.isfile(source.url):
+        return GuardedStore(ZipStore(source.url, mode="r", read_only=True))
+    return GuardedStore(LocalStore(source.url, read_only=True))
+
+
+def _open(source: Source) -> xr.Dataset:
+    target: Any = source.url
+    kwargs = dict(source.xarray_kwargs)
+    if source.engine == "zarr":
+        target = _guarded_store(source)
+    elif source.engine in _FROM_FILE_OBJECTS and not source.local:
+        import fsspec
+
+        fs, path = fsspec.url_to_fs(source.url, **source.storage_options)
+        target = fs.open(path, "rb")
+    elif source.storage_options and not source.local:
+        raise EntryError(
+            f"engine {source.engine!r} takes no storage_options; h5netcdf and scipy read NetCDF with them"
+        )
+    # chunks=None: Dask comes in one floor up, with names of ours.
+    return xr.open_dataset(target, engine=source.engine, chunks=None, cache=False, **kwargs)
+
+
+def groups_of(source: Source) -> list[str]:
+    """Paths of the groups in a store or file, for messages."""
+    if source.engine == "zarr":
+        import zarr
+
+        root = zarr.open_group(_guarded_store(source), mode="r")
+        return sorted(path for path, member in root.members(max_depth=None) if isinstance(member, zarr.Group))
+    if source.local:
+        with xr.open_datatree(source.url, engine=source.engine, chunks=None) as tree:
+            return sorted(path.strip("/") for path in tree.groups if path != "/")
+    return []
+
+
+class _Slot:
+    """Room for one open Dataset; its lock lets one thread open while others wait."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.opened: Opened | None = None
+
+
+# As many as xarray keeps file handles (its setting file_cache_maxsize).
+_KEPT = 128
+_slots: OrderedDict[str, _Slot] = OrderedDict()
+_slots_lock = threading.Lock()
+
+
+def _slot(source: Source) -> _Slot:
+    with _slots_lock:
+        slot = _slots.setdefault(source.token, _Slot())
+        _slots.move_to_end(source.token)
+        while len(_slots) > _KEPT:
+            # Not closed: another thread may be reading. The last reader lets it go.
+            _slots.popitem(last=False)
+    return slot
+
+
+def _forget_others(source: Source, version: Version) -> None:
+    """Close what is open of other versions of the same data.
+
+    HDF5 takes two openings of one inode for one file, and would show the old content through the new one.
+    """
+    with _slots_lock:
+        slots = list(_slots.values())
+    for slot in slots:
+        held = slot.opened
+        if held and held.source.url == source.url and held.version != version:
+            slot.opened = None
+            held.dataset.close()
+
+
+def reopened(source: Source) -> Opened:
+    """Open a source as it is now; what this process has open is taken if the version is the same."""
+    slot = _slot(source)
+    with slot.lock:
+        version = version_of(source)
+        held = slot.opened
+        if held is None or held.source != source or held.version != version:
+            _forget_others(source, version)
+            held = slot.opened = Opened(source, _open(source), version)
+        return held
+
+
+def opened(source: Source, version: Version, changed: Callable[[str], Exception]) -> xr.Dataset:
+    """Get the Dataset of a source as it was when it was opened first, perhaps in another process.
+
+    Parameters
+    ----------
+    source : Source
+    version : Version
+        The one that it must still have.
+    changed : callable
+        Makes the exception to raise from what was found instead.
+
+    Notes
+    -----
+    A local file is looked at on every call (one `os.stat`); a remote one when this process opens it.
+    """
+    if version.anchor is not None and (now := version.now()) != version.stamp:
+        raise changed(now)
+    held = _slot(source).opened
+    if held is None or held.source != source or held.version != version:
+        try:
+            held = reopened(source)
+        except FileNotFoundError:
+            raise changed(f"none (no {public_url(source.url)} for {socket.gethostname()})") from None
+        if held.version != version:
+            raise changed(held.version.text)
+    return held.dataset

@@ -1,0 +1,61 @@
+"""Starting workers of a pool: one file a way of doing it, all behind the protocol below.
+
+A launcher knows how to start one Dask worker somewhere (a process, a container, a batch job). It knows
+neither how many workers a pool should have nor which pools there are: that is the cluster's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+__all__ = ["LaunchedWorker", "Launcher", "WorkerShape"]
+
+
+@dataclass(frozen=True)
+class WorkerShape:
+    """What each worker of a pool is like, wherever it is started."""
+
+    threads: int = 1
+    """Tasks that it runs at once."""
+
+    memory_limit: int | None = None
+    """Bytes after which Dask restarts it; None for no limit."""
+
+    directory: str | None = None
+    """Directory that the tasks run in, on the machine of the worker; None leaves it to the launcher."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables to set, besides those that the place gives it."""
+
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Dask worker resources that it offers; the cluster adds that of its pool."""
+
+
+class LaunchedWorker(Protocol):
+    """A worker that a launcher started."""
+
+    async def close(self) -> object:
+        """Stop it, and return when no process of it is left."""
+        ...
+
+
+class Launcher(Protocol):
+    """A way of starting workers."""
+
+    async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> LaunchedWorker:
+        """Start one worker.
+
+        Return when it has joined the scheduler or, where it has to queue first, when it is certain that it
+        will. An exception means that nothing was left behind; its message reaches the user.
+
+        Parameters
+        ----------
+        scheduler : str
+            Address of the scheduler.
+        name : str
+            What the worker is to call itself; unique in the cluster.
+        shape : WorkerShape
+        """
+        ...

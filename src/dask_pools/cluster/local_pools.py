@@ -1,0 +1,184 @@
+"""Pools on this machine: the cluster to start with, and to test on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from dask.utils import parse_bytes
+from distributed import Scheduler, system
+
+from dask_pools import pins
+from dask_pools.cluster.launchers import WorkerShape
+from dask_pools.cluster.launchers.local import LOOPBACK, LocalLauncher
+from dask_pools.cluster.pool_cluster import PoolCluster, PoolSpec
+from dask_pools.cluster.scheduler_process import SchedulerProcess
+
+__all__ = ["LocalPools"]
+
+
+class LocalPools(PoolCluster):
+    """Pools of worker processes on this machine, each pool in a directory of its own.
+
+    A relative path such as ``predictions.nc`` then exists in one pool and nowhere else. All listen on the
+    loopback interface only.
+
+    Parameters
+    ----------
+    pools : mapping of str to int
+        How many workers each pool starts with. A pool of 0 gets some when it is needed.
+    threads_per_worker : int
+    memory_limit : "auto", int, str or None
+        Bytes that each worker may use (``"4 GiB"``). ``"auto"``: an equal share of this machine's memory.
+        None: no limit.
+    directories : mapping of str to path, optional
+        Directories that the tasks of each pool run in. A pool that is not named here gets a temporary one,
+        which is removed when the cluster closes.
+    env : mapping of str to str, optional
+        Environment variables for all workers.
+    resources : mapping of str to float, optional
+        Dask resources that each worker offers, besides that of its pool.
+    scheduler : {"here", "process"}
+        Whether the scheduler runs in this process, or in one of its own, where it is not held up by what
+        this one computes.
+    dashboard_address : str or None
+        Where Dask's dashboard listens; port 0 stands for any free one, and no host for this machine only.
+        None: no dashboard.
+    asynchronous : bool
+        Whether it is used with ``async with`` and ``await``.
+    silence_logs : int or None
+        Level below which scheduler and workers log nothing.
+    **kwargs
+        Further arguments of `distributed.SpecCluster`, such as `name`.
+
+    Attributes
+    ----------
+    directories : dict of str to Path
+        Where the tasks of each pool run.
+
+    Raises
+    ------
+    ValueError
+        If an argument does not do; the message says what would.
+    PoolUnavailableError
+        If a worker does not start.
+
+    Examples
+    --------
+    >>> with LocalPools({"ecmwf": 2, "eumetsat": 2}) as cluster:  # doctest: +SKIP
+    ...     client = cluster.get_client()
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[str, int],
+        *,
+        threads_per_worker: int = 1,
+        memory_limit: str | int | None = "auto",
+        directories: Mapping[str, str | os.PathLike[str]] | None = None,
+        env: Mapping[str, str] | None = None,
+        resources: Mapping[str, float] | None = None,
+        scheduler: Literal["here", "process"] = "here",
+        dashboard_address: str | None = ":0",
+        asynchronous: bool = False,
+        silence_logs: int | None = logging.WARNING,
+        **kwargs: Any,
+    ) -> None:
+        given = _check_directories(pools, directories or {})
+        if scheduler not in ("here", "process"):
+            raise ValueError(f"scheduler={scheduler!r} is not known: use 'here' or 'process'.")
+        if not isinstance(threads_per_worker, int) or threads_per_worker < 1:
+            raise ValueError(f"threads_per_worker={threads_per_worker!r}: give a whole number from 1 on.")
+        self._dashboard = dashboard_address is not None
+        self._temporary = tempfile.TemporaryDirectory(prefix="dask-pools-", ignore_cleanup_errors=True)
+        try:
+            root = Path(self._temporary.name)
+            self.directories = {
+                pool: given[pool] if pool in given else _make(root / "pools" / pool) for pool in pools
+            }
+            launcher = LocalLauncher(str(_make(root / "scratch")), silence_logs)
+            memory = _memory(memory_limit, pools)
+            super().__init__(
+                {
+                    pool: PoolSpec(
+                        launcher=launcher,
+                        worker=WorkerShape(
+                            threads=threads_per_worker,
+                            memory_limit=memory,
+                            directory=str(self.directories[pool]),
+                            env=dict(env or {}),
+                            resources=dict(resources or {}),
+                        ),
+                        workers=count,
+                    )
+                    for pool, count in pools.items()
+                },
+                scheduler=_scheduler(scheduler, dashboard_address, silence_logs),
+                asynchronous=asynchronous,
+                silence_logs=silence_logs,
+                **kwargs,
+            )
+        except BaseException:
+            self._temporary.cleanup()
+            raise
+
+    @property
+    def dashboard_link(self) -> str:
+        """Address of Dask's dashboard, or nothing if there is none."""
+        return str(super().dashboard_link) if self._dashboard else ""
+
+    async def _close(self) -> None:
+        try:
+            await super()._close()
+        finally:
+            self._temporary.cleanup()
+
+
+def _check_directories(
+    pools: Mapping[str, int], directories: Mapping[str, str | os.PathLike[str]]
+) -> dict[str, Path]:
+    for pool in pools:
+        pins.check_name(pool)
+        if pool in (".", ".."):
+            raise ValueError(f"{pool!r} cannot be the name of a local pool: it is to be a directory's, too.")
+    for pool, directory in directories.items():
+        if pool not in pools:
+            known = ", ".join(repr(name) for name in pools) or "none"
+            raise ValueError(f"directories names {pool!r}, which is not a pool here. Pools: {known}.")
+        if not Path(directory).is_dir():
+            raise ValueError(f"directories[{pool!r}] is {os.fspath(directory)!r}, which is not a directory.")
+    return {pool: Path(directory).resolve() for pool, directory in directories.items()}
+
+
+def _make(directory: Path) -> Path:
+    directory.mkdir(parents=True)
+    return directory
+
+
+def _memory(limit: str | int | None, pools: Mapping[str, int]) -> int | None:
+    """Bytes for each worker."""
+    if limit is None:
+        return None
+    if limit != "auto":
+        return int(parse_bytes(limit))
+    # A pool without workers may get one later.
+    return int(system.MEMORY_LIMIT) // max(1, sum(max(1, count) for count in pools.values()))
+
+
+def _scheduler(where: str, dashboard_address: str | None, silence_logs: int | None) -> dict[str, Any]:
+    """How `distributed.SpecCluster` is to make the scheduler."""
+    # Dask takes an address without a host for "on every interface", and none at all for port 8787.
+    dashboard = dashboard_address or ":0"
+    options = {
+        "host": LOOPBACK,
+        "port": 0,
+        "dashboard": dashboard_address is not None,
+        "dashboard_address": LOOPBACK + dashboard if dashboard.startswith(":") else dashboard,
+    }
+    if where == "here":
+        return {"cls": Scheduler, "options": options}
+    return {"cls": SchedulerProcess, "options": {"options": options, "silence_logs": silence_logs}}

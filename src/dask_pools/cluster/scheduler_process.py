@@ -1,0 +1,164 @@
+"""A scheduler in a process of its own on this machine, which ends when the client's process does.
+
+The two are joined by the child's standard input. The client writes everything that the scheduler needs and
+keeps the pipe open for as long as it lives; when the pipe closes, for whatever reason, the scheduler closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import dask
+from distributed import Scheduler
+from distributed.core import Status
+from distributed.deploy.spec import ProcessInterface
+
+__all__ = ["SchedulerProcess"]
+
+START_TIMEOUT = 60.0
+CLOSE_TIMEOUT = 5.0
+
+# Not `-m`: the package imports this module, which would then exist twice.
+COMMAND = [sys.executable, "-c", "from dask_pools.cluster.scheduler_process import main; main()"]
+
+
+class SchedulerProcess(ProcessInterface):  # type: ignore[misc]  # distributed publishes no type for it
+    """A scheduler in a subprocess, as `distributed.SpecCluster` expects one.
+
+    Parameters
+    ----------
+    options : mapping
+        Arguments of `distributed.Scheduler`.
+    silence_logs : int or None
+        Level below which it logs nothing.
+    """
+
+    status: Status
+
+    def __init__(self, options: Mapping[str, Any], silence_logs: int | None = logging.WARNING) -> None:
+        super().__init__()
+        self.options = dict(options)
+        self.silence_logs = silence_logs
+        self._process: asyncio.subprocess.Process | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the process and wait for its address.
+
+        Raises
+        ------
+        RuntimeError
+            If the process ends instead, with what it said.
+        """
+        self._process = process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            # Ctrl-C in a terminal goes to every process of the session: it should stop the user's
+            # calculation, not the scheduler.
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        order = {
+            "options": self.options,
+            "silence_logs": self.silence_logs,
+            # Pickled apart, to be read with the path in force.
+            "config": pickle.dumps(dask.config.global_config),
+            # What the client can import, the scheduler can: it unpickles the graphs.
+            "path": [os.path.abspath(entry) for entry in sys.path],
+        }
+        try:
+            process.stdin.write(pickle.dumps(order))
+            await process.stdin.drain()
+            line = await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT)
+            answer = json.loads(line or '{"error": "it ended without a word; see what it wrote to stderr"}')
+        except (OSError, TimeoutError) as error:
+            answer = {"error": f"{type(error).__name__} {error}"}
+        if "error" in answer:
+            await self.close()
+            raise RuntimeError(f"The scheduler's own process did not start: {answer['error']}")
+        self.address = answer["address"]
+        self._watching = asyncio.create_task(self._watch())
+        await super().start()
+
+    @property
+    def pid(self) -> int | None:
+        """Identifier of the process, or None before it was started."""
+        return self._process.pid if self._process else None
+
+    async def _watch(self) -> None:
+        """Notice that the process has ended, so that closing the cluster does not wait for its answers."""
+        assert self._process is not None
+        await self._process.wait()
+        if self.status == Status.running:
+            self.status = Status.closed
+        self._event_finished.set()
+
+    async def close(self) -> None:
+        """Ask the scheduler to close, and make sure that its process is gone."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            assert process.stdin is not None
+            with suppress(OSError):
+                process.stdin.close()
+            try:
+                await asyncio.wait_for(process.wait(), CLOSE_TIMEOUT)
+            except TimeoutError:
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        if self._watching is not None:
+            await self._watching
+        await super().close()
+
+
+def main() -> None:
+    """Run in the child: read the order, be the scheduler, end when standard input closes."""
+    order = pickle.load(sys.stdin.buffer)
+    sys.path[:] = order["path"]
+    dask.config.update(dask.config.global_config, pickle.loads(order["config"]))
+    if order["silence_logs"]:
+        logging.getLogger("distributed").setLevel(order["silence_logs"])
+    asyncio.run(_serve(order["options"]))
+
+
+async def _serve(options: dict[str, Any]) -> None:
+    # Imported here: only the child needs the plugin at this point.
+    from dask_pools.scheduler import install
+
+    orphaned = asyncio.Event()
+    threading.Thread(target=_watch_parent, args=(asyncio.get_running_loop(), orphaned), daemon=True).start()
+    try:
+        scheduler = await Scheduler(**options)
+        install(scheduler)
+    except Exception as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        raise SystemExit(1) from error
+    print(json.dumps({"address": scheduler.address}), flush=True)
+    # Nobody reads the pipe from here on: what is printed must not fill it and block.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    ends = [asyncio.create_task(scheduler.finished()), asyncio.create_task(orphaned.wait())]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    await scheduler.close()
+
+
+def _watch_parent(loop: asyncio.AbstractEventLoop, orphaned: asyncio.Event) -> None:
+    """Set `orphaned` when standard input closes, and end the process if that does not close the scheduler."""
+    # Not through sys.stdin: a thread that holds its lock when the interpreter ends brings that down.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    with suppress(RuntimeError):  # the loop has closed already
+        loop.call_soon_threadsafe(orphaned.set)
+    time.sleep(CLOSE_TIMEOUT)
+    os._exit(1)

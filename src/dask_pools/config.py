@@ -1,0 +1,33 @@
+"""Defaults of this project's `dask.config` settings, under ``pools``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask
+from dask.utils import parse_timedelta
+
+DEFAULTS: dict[str, Any] = {
+    "pools": {
+        # False switches pins off altogether, for comparison: tasks run wherever Dask likes.
+        "propagate": True,
+        # Path of the data-centres file to use where a catalogue names none.
+        "data-centres": None,
+        # How long to wait for workers of a pool that has none, at opening and at computing.
+        "wait-for-workers": "60s",
+        # Coordinates and other variables up to this size come with the metadata when an entry is opened.
+        "eager-size": "1 MiB",
+    }
+}
+
+dask.config.update_defaults(DEFAULTS)
+
+
+def propagating() -> bool:
+    """Whether pins are in force (``pools.propagate``)."""
+    return bool(dask.config.get("pools.propagate"))
+
+
+def wait_for_workers() -> float:
+    """Seconds to wait for workers of a pool that has none (``pools.wait-for-workers``)."""
+    return float(parse_timedelta(dask.config.get("pools.wait-for-workers")))

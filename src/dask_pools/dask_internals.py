@@ -1,0 +1,128 @@
+"""Every dependence on a part of Dask that is not public, in one place.
+
+Each function states the assumption it rests on; ``tests/dask_pools/test_dask_internals.py`` has one test for
+each, which names the assumption when a new Dask breaks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from dask._expr import _AnnotationsTombstone
+from dask._task_spec import (
+    Alias,
+    GraphNode,
+    Task,
+    _execute_subgraph,
+    convert_legacy_graph,
+    fuse_linear_task_spec,
+)
+from dask.array.optimization import _optimize_slices
+from dask.array.optimization import optimize as optimize_array
+from dask.bag.core import lazify
+from dask.bag.core import optimize as optimize_bag
+from dask.blockwise import Blockwise, _fuse_annotations, fuse_roots, optimize_blockwise
+from dask.delayed import optimize as optimize_delayed
+from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
+from dask.typing import Key
+from distributed import Future, Scheduler
+from distributed.scheduler import TaskState
+from distributed.shuffle._core import P2PBarrierTask
+
+__all__ = [
+    "Alias",
+    "Blockwise",
+    "GraphNode",
+    "HighLevelGraph",
+    "Layer",
+    "MaterializedLayer",
+    "P2PBarrierTask",
+    "TaskState",
+    "convert_legacy_graph",
+    "fuse_linear_task_spec",
+    "fuse_roots",
+    "fused_keys",
+    "is_symbolic",
+    "lazify",
+    "merge_annotations",
+    "optimize_array",
+    "optimize_bag",
+    "optimize_blockwise",
+    "optimize_delayed",
+    "optimize_slices",
+    "schedulers_here",
+]
+
+optimize_slices: Callable[[dict[Key, GraphNode]], dict[Key, GraphNode]] = _optimize_slices
+
+
+def is_symbolic(layer: Mapping[Key, Any]) -> bool:
+    """Whether a layer makes its tasks only when asked, all under its own name.
+
+    Assumes that every layer but `MaterializedLayer` and plain mappings names its keys after itself.
+    """
+    return isinstance(layer, Layer) and not isinstance(layer, MaterializedLayer)
+
+
+def fused_keys(task: GraphNode) -> Collection[Key]:
+    """Keys of the tasks that Dask fused into `task`, those of their own fusions among them.
+
+    Assumes that a fused task calls `_execute_subgraph` with the tasks inside it, by key, as first argument.
+    """
+    if not (isinstance(task, Task) and task.func is _execute_subgraph):
+        return ()
+    keys: list[Key] = []
+    for key, inner in task.args[0].items():
+        keys.append(key)
+        if isinstance(inner, GraphNode):
+            keys.extend(fused_keys(inner))
+    return keys
+
+
+def merge_annotations(annotations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Annotations of a task fused from tasks that had these, by Dask's own rules for layers."""
+    return dict(_fuse_annotations(*annotations))
+
+
+def schedulers_here() -> list[Scheduler]:
+    """Schedulers that live in this process: on a scheduler that one, in a client mostly none.
+
+    Assumes that `distributed.Scheduler` keeps its instances in the weak set ``_instances``.
+    """
+    return list(Scheduler._instances)
+
+
+def is_future(value: Any) -> bool:
+    """Whether a value in a graph stands for a result that the scheduler has.
+
+    Assumes that a persisted or scattered part is a `distributed.Future` in its layer, on the scheduler too.
+    """
+    return isinstance(value, Future)
+
+
+def is_tombstone(value: Any) -> bool:
+    """Whether this value of an annotation means that the task has none."""
+    return isinstance(value, _AnnotationsTombstone)
+
+
+def resources_of_result(key: Key) -> list[dict[str, float]]:
+    """List what ties a task known to a scheduler of this process: what it requires, what its holders offer.
+
+    Called from the offload thread while the scheduler runs: copies first, and never writes.
+    """
+    found: list[dict[str, float]] = []
+    for scheduler in schedulers_here():
+        if (task := scheduler.tasks.get(key)) is not None:
+            if task.resource_restrictions:
+                found.append(dict(task.resource_restrictions))
+            found.extend(dict(worker.resources) for worker in list(task.who_has or ()))
+    return found
+
+
+def nbytes_of_result(key: Key) -> float | None:
+    """Bytes of a result known to a scheduler of this process, or None."""
+    for scheduler in schedulers_here():
+        if (task := scheduler.tasks.get(key)) is not None and task.nbytes >= 0:
+            return float(task.nbytes)
+    return None

@@ -1,0 +1,150 @@
+"""Every exception that a caller of this project may want to handle.
+
+Each class is one situation with one remedy. Their arguments are plain values, so that they cross from a
+worker or the scheduler to the user unchanged; the message is put together from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = [
+    "DataCentresError",
+    "DataChangedError",
+    "EntryError",
+    "MisplacedTaskError",
+    "MixedPoolsError",
+    "PoolUnavailableError",
+    "PoolsError",
+    "UnlocatedError",
+    "UnsupportedSettingError",
+    "VersionMismatchError",
+]
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names)) or "none"
+
+
+class PoolsError(Exception):
+    """Base class of every exception of this project."""
+
+
+class MisplacedTaskError(PoolsError):
+    """A chunk was about to be read on a worker that is not of the pool that holds it.
+
+    Attributes
+    ----------
+    entry, chunk, worker, pool : str
+        What was read, which part of it, where, and where it should have been read.
+    """
+
+    def __init__(self, entry: str, chunk: str, worker: str, pool: str) -> None:
+        super().__init__(entry, chunk, worker, pool)
+        self.entry, self.chunk, self.worker, self.pool = entry, chunk, worker, pool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.chunk} of {self.entry} lives in pool {self.pool!r}, but was about to be read on worker "
+            f"{self.worker}, which is not of that pool. The pin was lost on the way: call "
+            "dask_pools.propagate_pools() before computing, and leave `pools.propagate` on."
+        )
+
+
+class DataChangedError(PoolsError):
+    """The data is not what it was when the entry was opened, or is another data centre's of the same name.
+
+    Attributes
+    ----------
+    entry, chunk, expected, found : str
+    """
+
+    def __init__(self, entry: str, chunk: str, expected: str, found: str) -> None:
+        super().__init__(entry, chunk, expected, found)
+        self.entry, self.chunk, self.expected, self.found = entry, chunk, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"{self.chunk} of {self.entry} cannot be read: version {self.expected} was opened, version "
+            f"{self.found} is there now. Open the entry again."
+        )
+
+
+class PoolUnavailableError(PoolsError):
+    """A pool has no workers, and none came.
+
+    Attributes
+    ----------
+    pool : str
+    existing : tuple of str
+        The pools that have workers.
+    reason : str
+        Why no worker came, and what to type.
+    """
+
+    def __init__(self, pool: str, existing: Iterable[str], reason: str) -> None:
+        existing = tuple(sorted(existing))
+        super().__init__(pool, existing, reason)
+        self.pool, self.existing, self.reason = pool, existing, reason
+
+    def __str__(self) -> str:
+        return (
+            f"Pool {self.pool!r} has no workers. {self.reason} Pools with workers: {_names(self.existing)}."
+        )
+
+
+class MixedPoolsError(PoolsError, ValueError):
+    """One pool was expected, several were found.
+
+    Attributes
+    ----------
+    what : str
+    pools : tuple of str
+    """
+
+    def __init__(self, what: str, pools: Iterable[str]) -> None:
+        pools = tuple(sorted(pools))
+        super().__init__(what, pools)
+        self.what, self.pools = what, pools
+
+    def __str__(self) -> str:
+        return f"{self.what} lies in several pools: {_names(self.pools)}."
+
+
+class UnsupportedSettingError(PoolsError):
+    """A Dask setting is in force that defeats pins."""
+
+
+class VersionMismatchError(PoolsError):
+    """The scheduler or a worker lacks this package, or has another version of it.
+
+    Attributes
+    ----------
+    found : dict of str to str
+        What each offending host has: a version, or "not installed".
+    version : str
+        What the client has.
+    """
+
+    def __init__(self, found: dict[str, str], version: str) -> None:
+        super().__init__(found, version)
+        self.found, self.version = found, version
+
+    def __str__(self) -> str:
+        hosts = "; ".join(f"{host}: {what}" for host, what in sorted(self.found.items()))
+        return (
+            f"The client has intake-pools {self.version}, but these have not: {hosts}. "
+            f"On each of them: pip install intake-pools=={self.version}"
+        )
+
+
+class DataCentresError(PoolsError, ValueError):
+    """A data-centres file or setting is wrong; the message names the file, the key and what is allowed."""
+
+
+class UnlocatedError(PoolsError, LookupError):
+    """No data centre is known for a URL or path."""
+
+
+class EntryError(PoolsError):
+    """An entry could not be opened where its data lives; the message says what was tried and found."""

@@ -1,0 +1,1 @@
+"""Placement: a pool for every task."""

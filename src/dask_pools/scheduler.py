@@ -1,0 +1,394 @@
+"""The scheduler plugin: everything that has to live on the scheduler.
+
+It pins what arrives without a pin although its key or its inputs have one (the backstop), keeps P2P rechunks
+inside the pool of their consumers, fails tasks whose pool has no workers instead of letting them wait for
+ever, passes requests for workers on to whoever can start some, and looks at the version of workers that join.
+It knows pools by the resources that workers offer; it knows neither data centres nor launchers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from dask.typing import Key
+from distributed import Scheduler
+from distributed.core import error_message
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.protocol.pickle import dumps, loads
+from distributed.protocol.serialize import Serialized, deserialize
+from tornado.ioloop import PeriodicCallback
+
+import dask_pools
+from dask_pools import pins
+from dask_pools.config import propagating, wait_for_workers
+from dask_pools.dask_internals import P2PBarrierTask, TaskState
+from dask_pools.errors import MixedPoolsError, PoolUnavailableError, VersionMismatchError
+
+logger = logging.getLogger(__name__)
+
+NAME = "dask-pools"
+"""Name of the plugin on the scheduler; one is enough."""
+
+CHECK_SECONDS = 0.25
+OWNER_SECONDS = 10.0
+"""An owner that has not been heard of for so long is taken to be gone."""
+
+
+@dataclass
+class Owner:
+    """Whoever can start workers: a `PoolCluster`."""
+
+    supply: dict[str, int | None]
+    """For each pool it knows the largest number of workers, or None."""
+    failed: dict[str, str]
+    """For each pool that it could not start workers for, why."""
+    heard: float
+    """When it was last heard of, in seconds of the monotonic clock."""
+
+
+@dataclass
+class _Missing:
+    """A pool without workers that tasks or clients wait for."""
+
+    since: float
+    requested: bool = False
+    tasks: set[Key] = field(default_factory=set)
+
+
+class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publishes no types
+    """Keeps pins, and what depends on them, true on the scheduler."""
+
+    name = NAME
+    idempotent = True
+
+    def __init__(self) -> None:
+        self.owners: dict[str, Owner] = {}
+        self.seen: set[str] = set()
+        self.mismatched: dict[str, str] = {}
+        self._missing: dict[str, _Missing] = {}
+        self._barriers: set[Key] = set()
+        self._checks: set[asyncio.Task[None]] = set()
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Begin to watch; distributed calls this where a client registers the plugin."""
+        self.attach(scheduler)
+
+    def attach(self, scheduler: Scheduler) -> None:
+        """Begin to watch `scheduler`."""
+        self.scheduler = scheduler
+        scheduler.handlers.update(
+            pools_status=self.status, pools_request=self.request, pools_supply=self.supply
+        )
+        for worker in scheduler.workers.values():
+            self.seen.update(_pools_offered(worker.resources))
+        check = PeriodicCallback(self._check, CHECK_SECONDS * 1000)
+        scheduler.periodic_callbacks[NAME] = check
+        check.start()
+
+    async def close(self) -> None:
+        """Stop to watch."""
+        if check := self.scheduler.periodic_callbacks.pop(NAME, None):
+            check.stop()
+
+    # What clients and clusters ask; the names of the handlers are part of the protocol.
+
+    def status(self) -> dict[str, Any]:
+        """Pools, who can supply them, and what is wanted, as plain values."""
+        now = monotonic()
+        self._forget_owners(now)
+        pools: dict[str, dict[str, int]] = {}
+        for worker in self.scheduler.workers.values():
+            for pool in _pools_offered(worker.resources):
+                counts = pools.setdefault(pool, {"workers": 0, "threads": 0})
+                counts["workers"] += 1
+                counts["threads"] += worker.nthreads
+        return {
+            "version": dask_pools.__version__,
+            "pools": pools,
+            "seen": sorted(self.seen),
+            "supplied": {pool: n for owner in self.owners.values() for pool, n in owner.supply.items()},
+            "failed": {pool: why for owner in self.owners.values() for pool, why in owner.failed.items()},
+            "wanted": {pool: now - missing.since for pool, missing in self._missing.items()},
+            "mismatched": dict(self.mismatched),
+        }
+
+    def request(self, pool: str) -> dict[str, Any]:
+        """Ask for workers of `pool`, if it has none; answers as `status`."""
+        if not self._has_workers(pool):
+            self._missing.setdefault(pool, _Missing(monotonic())).requested = True
+        return self.status()
+
+    def supply(
+        self, owner: str, supply: Mapping[str, int | None], failed: Mapping[str, str]
+    ) -> dict[str, list[str]]:
+        """Hear from an owner what it can supply and what failed; answers which pools are wanted."""
+        self.owners[owner] = Owner(dict(supply), dict(failed), monotonic())
+        return {"wanted": sorted(self._missing)}
+
+    # Graphs that arrive.
+
+    def update_graph(self, scheduler: Scheduler, *, tasks: Iterable[Key], **_: Any) -> None:
+        """Pin new tasks that lack a pin, before any of them is sent to a worker."""
+        if not propagating():
+            return
+        free: dict[Key, TaskState] = {}
+        pinned = False
+        barriers: list[TaskState] = []
+        for key in tasks:
+            task = scheduler.tasks.get(key)
+            if (
+                task is None
+                or task.state != "released"
+                or pins.ANYWHERE.items() <= (task.annotations or {}).items()
+            ):
+                continue
+            required = pins.pool_of_resources(task.resource_restrictions)
+            # The name says where the data lives; a requirement may be that of an ambient pool() block.
+            if named := pins.pools_of_task(key, task.run_spec):
+                if named != {required}:
+                    self._pin(task, named)
+                pinned = True
+            elif required:
+                pinned = True
+            else:
+                free[key] = task
+            if isinstance(task.run_spec, P2PBarrierTask):
+                barriers.append(task)
+        if free and (pinned or self._near_pins(free)):
+            self._follow_inputs(free)
+        for barrier in barriers:
+            self._barriers.add(barrier.key)
+            self._keep_in_pool(barrier)
+
+    def _near_pins(self, free: Mapping[Key, TaskState]) -> bool:
+        """Whether any of these tasks reads a pinned result of an earlier graph."""
+        return any(
+            pins.pool_of_resources(source.resource_restrictions)
+            for task in free.values()
+            for source in task.dependencies
+        )
+
+    def _follow_inputs(self, free: dict[Key, TaskState]) -> None:
+        """Pin each of these tasks to the pool that holds most of its inputs, in bytes."""
+        # Inputs before their consumers, without recursion: graphs are deep.
+        stack = list(free.values())
+        done: set[Key] = set()
+        while stack:
+            task = stack[-1]
+            waiting = [s for s in task.dependencies if s.key in free and s.key not in done]
+            if waiting and task.key not in done:
+                stack.extend(waiting)
+                continue
+            stack.pop()
+            if task.key in done:
+                continue
+            done.add(task.key)
+            held: dict[str, float] = {}
+            for source in task.dependencies:
+                if pool := pins.pool_of_resources(source.resource_restrictions):
+                    held[pool] = held.get(pool, 0) + source.get_nbytes()
+            if held:
+                self._pin(task, {min(held, key=lambda pool: (-held[pool], pool))})
+
+    def _pin(self, task: TaskState, pools: Iterable[str]) -> None:
+        """Pin a task; to several pools only if it was fused from tasks of several."""
+        rest = pins.without_pool({"resources": task.resource_restrictions or {}}).get("resources", {})
+        task.resource_restrictions = {**rest, **{pins.resource(pool): 0 for pool in pools}}
+        task.annotations = {**(task.annotations or {}), "resources": task.resource_restrictions}
+
+    # P2P: distributed spreads the outputs of a P2P rechunk over all workers that its barrier may run on, and
+    # ties each to one of them. Workers of other pools could never run the outputs.
+
+    def _keep_in_pool(self, barrier: TaskState) -> None:
+        for task in (*barrier.dependents, barrier):
+            if pool := pins.pool_of_resources(task.resource_restrictions):
+                workers = set(self.scheduler.resources.get(pins.resource(pool), ()))
+                barrier.worker_restrictions = workers or None
+                return
+
+    def _refresh_barriers(self) -> None:
+        for key in list(self._barriers):
+            barrier = self.scheduler.tasks.get(key)
+            if barrier is None:
+                self._barriers.discard(key)
+            elif isinstance(barrier.run_spec, P2PBarrierTask):
+                self._keep_in_pool(barrier)
+
+    # Workers that come and go.
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Note the pools of a worker that joins, and refuse it if it has another version of this package."""
+        offered = _pools_offered(scheduler.workers[worker].resources)
+        if not offered:
+            return
+        self.seen.update(offered)
+        for pool in offered:
+            self._missing.pop(pool, None)
+        self._refresh_barriers()
+        # Not awaited: a worker answers nothing before the scheduler has greeted it, which is after this.
+        check = asyncio.create_task(self._check_version(worker))
+        self._checks.add(check)
+        check.add_done_callback(self._checks.discard)
+
+    async def _check_version(self, worker: str) -> None:
+        version = await self._version_of(worker)
+        if version not in (dask_pools.__version__, None):
+            self._refuse(worker, version)
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
+        """Note that a worker left."""
+        self.mismatched.pop(worker, None)
+        self._refresh_barriers()
+
+    async def _version_of(self, worker: str) -> str | None:
+        """Version of this package on a worker; None if it left meanwhile."""
+        question = dumps(partial(pkgutil.resolve_name, "dask_pools:__version__"))
+        try:
+            answer = await asyncio.wait_for(self.scheduler.rpc(worker).run(function=question), timeout=30)
+        except (TimeoutError, OSError):
+            return None
+        if answer["status"] != "OK":
+            return "not installed"
+        result = answer["result"]
+        if isinstance(result, Serialized):  # a scheduler does not unpack what passes through it
+            result = deserialize(result.header, result.frames)
+        return str(loads(result) if isinstance(result, bytes) else result)
+
+    def _refuse(self, worker: str, version: str) -> None:
+        """Send no pinned task to a worker: the guard and the opener could not run there."""
+        state = self.scheduler.workers.get(worker)
+        if state is None:
+            return
+        self.mismatched[worker] = version
+        for pool in _pools_offered(state.resources):
+            self.scheduler.resources[pins.resource(pool)].pop(worker, None)
+        error = VersionMismatchError({f"worker {worker}": version}, dask_pools.__version__)
+        logger.error("%s", error)
+        self.scheduler.log_event("pools", {"action": "refused", "worker": worker, "reason": str(error)})
+        self._refresh_barriers()
+
+    # Pools without workers.
+
+    def _has_workers(self, pool: str) -> bool:
+        return bool(self.scheduler.resources.get(pins.resource(pool)))
+
+    def _forget_owners(self, now: float) -> None:
+        for name, owner in list(self.owners.items()):
+            if now - owner.heard > OWNER_SECONDS:
+                del self.owners[name]
+
+    def _check(self) -> None:
+        """Ask for pools that tasks wait for, and fail those tasks if nobody will bring workers."""
+        now = monotonic()
+        for missing in self._missing.values():
+            missing.tasks.clear()
+        stuck: dict[Key, tuple[str, ...]] = {}
+        for task in self.scheduler.unrunnable:
+            pools = _pools_offered(task.resource_restrictions)
+            lacking = [pool for pool in pools if not self._has_workers(pool)]
+            for pool in lacking:
+                self._missing.setdefault(pool, _Missing(now)).tasks.add(task.key)
+            if len(pools) > 1 and not lacking:
+                stuck[task.key] = pools
+        errors: dict[Key, Exception] = {
+            key: MixedPoolsError(f"What task {key!r} reads, which Dask fused into one task,", pools)
+            for key, pools in stuck.items()
+        }
+        for pool, missing in list(self._missing.items()):
+            if self._has_workers(pool):
+                del self._missing[pool]
+            elif reason := self.reason_to_give_up(pool, now - missing.since):
+                existing = self.status()["pools"]
+                errors.update(dict.fromkeys(missing.tasks, PoolUnavailableError(pool, existing, reason)))
+                del self._missing[pool]
+            elif not missing.tasks and not missing.requested:
+                del self._missing[pool]
+        if errors:
+            self._fail(errors)
+
+    def reason_to_give_up(self, pool: str, waited: float) -> str | None:
+        """Why nobody should wait longer for workers of `pool`, and what to type; None: go on waiting."""
+        self._forget_owners(monotonic())
+        address = self.scheduler.address
+        start = (
+            f"Start one in that data centre: dask worker {address} --resources {pins.resource(pool)}=1; or, "
+            f"from a cluster of this project that has the pool: cluster.scale({pool!r}, 1)."
+        )
+        for owner in self.owners.values():
+            if pool in owner.failed:
+                return f"Starting some failed: {owner.failed[pool]}."
+        if refused := [
+            f"{worker} ({version})"
+            for worker, version in self.mismatched.items()
+            if pool in _pools_offered(self.scheduler.workers[worker].resources)
+        ]:
+            return (
+                f"These were refused, having another version of intake-pools than {dask_pools.__version__}: "
+                f"{', '.join(sorted(refused))}."
+            )
+        supplied = any(pool in owner.supply for owner in self.owners.values())
+        if not supplied and pool not in self.seen:
+            return f"Nobody connected can start any. {start}"
+        if waited > (patience := wait_for_workers()):
+            return f"None came within {patience:g} s (pools.wait-for-workers). {start}"
+        return None
+
+    def _fail(self, errors: Mapping[Key, Exception]) -> None:
+        stimulus_id = f"pools-{monotonic()}"
+        recommendations: dict[Key, str] = {}
+        for message in {str(error) for error in errors.values()}:
+            logger.error("%s", message)
+        for key, error in errors.items():
+            recommendations.update(
+                self.scheduler.transition(
+                    key,
+                    "erred",
+                    exception=error_message(error)["exception"],
+                    cause=key,
+                    stimulus_id=stimulus_id,
+                )
+            )
+        self.scheduler.transitions(recommendations, stimulus_id=stimulus_id)
+
+
+def _pools_offered(resources: Mapping[str, float] | None) -> tuple[str, ...]:
+    """Pools among the resources that a worker offers or a task requires."""
+    return tuple(
+        name[len(pins.RESOURCE_PREFIX) :] for name in resources or () if name.startswith(pins.RESOURCE_PREFIX)
+    )
+
+
+def install(scheduler: Scheduler) -> PoolsPlugin:
+    """Add the plugin to a scheduler of this process, unless it has it; to be called in its event loop."""
+    plugin: PoolsPlugin | None = scheduler.plugins.get(NAME)
+    if plugin is None:
+        plugin = PoolsPlugin()
+        scheduler.add_plugin(plugin, idempotent=True)
+        plugin.attach(scheduler)
+    return plugin
+
+
+def install_here(dask_scheduler: Scheduler) -> None:
+    """Add the plugin; for ``client.run_on_scheduler(install_here)``."""
+    install(dask_scheduler)
+
+
+def install_from_thread(scheduler: Scheduler) -> None:
+    """Add the plugin from another thread, such as the one that optimises graphs.
+
+    The event loop does so before it goes on with a graph that is being optimised at this moment.
+    """
+    if NAME not in scheduler.plugins:
+        scheduler.loop.add_callback(install, scheduler)
+
+
+def dask_setup(scheduler: Scheduler) -> None:
+    """Add the plugin to a scheduler started with ``dask scheduler --preload dask_pools.scheduler``."""
+    install(scheduler)
