@@ -104,7 +104,9 @@ def propagate_pools() -> AbstractContextManager[Any]:
     if not propagating():
         return nullcontext()
     check_settings()
-    switched: AbstractContextManager[Any] = dask.config.set(_OPTIMIZERS)
+    # Whoever switched a kind of optimisation off (False) keeps it off: unfused layers keep their pins.
+    on = {key: ours for key, ours in _OPTIMIZERS.items() if dask.config.get(key, ours)}
+    switched: AbstractContextManager[Any] = dask.config.set(on)
     return switched
 
 
@@ -155,10 +157,10 @@ def check_settings() -> None:
         )
     for setting in _KINDS:
         other = dask.config.get(setting, None)
-        if other is not None and not isinstance(other, PlacingOptimizer):
+        if other and not isinstance(other, PlacingOptimizer):
             raise UnsupportedSettingError(
                 f"Dask's setting `{setting}` is {other!r}, which would drop pins. Remove it with "
-                f"dask.config.set({{{setting!r}: None}}), or switch pins off with "
+                f"dask.config.config.pop({setting!r}), or switch pins off with "
                 "dask.config.set({'pools.propagate': False})."
             )
 

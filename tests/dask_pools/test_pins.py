@@ -89,20 +89,31 @@ def test_get_pool_lists_the_pools_of_a_mixed_collection():
         get_pool(x + y)
 
 
-def test_entering_a_pool_switches_propagation_on():
-    with dask.config.set(array_optimize=None):
-        with pool("ecmwf"):
-            pass
-        assert isinstance(dask.config.get("array_optimize"), PlacingOptimizer)
+@pytest.fixture
+def switched_off(monkeypatch):
+    for setting in ("array_optimize", "delayed_optimize", "bag_optimize"):
+        monkeypatch.setitem(dask.config.config, setting, None)
+        monkeypatch.delitem(dask.config.config, setting)
 
 
-def test_propagate_pools_ends_with_its_block_and_can_be_called_for_good():
-    with dask.config.set(array_optimize=None, delayed_optimize=None, bag_optimize=None):
-        with propagate_pools():
-            assert isinstance(dask.config.get("bag_optimize"), PlacingOptimizer)
-        assert dask.config.get("bag_optimize") is None
-        propagate_pools()
+def test_entering_a_pool_switches_propagation_on(switched_off):
+    with pool("ecmwf"):
+        pass
+    assert isinstance(dask.config.get("array_optimize"), PlacingOptimizer)
+
+
+def test_propagate_pools_ends_with_its_block_and_can_be_called_for_good(switched_off):
+    with propagate_pools():
         assert isinstance(dask.config.get("bag_optimize"), PlacingOptimizer)
+    assert dask.config.get("bag_optimize", "none") == "none"
+    propagate_pools()
+    assert isinstance(dask.config.get("bag_optimize"), PlacingOptimizer)
+
+
+def test_an_optimisation_that_was_switched_off_stays_off(switched_off):
+    with dask.config.set(array_optimize=False):
+        propagate_pools()
+        assert dask.config.get("array_optimize") is False
 
 
 @pytest.mark.parametrize("call", [propagate_pools, lambda: pool("ecmwf").__enter__()])
