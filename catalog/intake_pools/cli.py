@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -37,12 +40,29 @@ def demo(size: str, output: Path, keep: Path | None) -> None:
     Lays out a forecast and a climate scenario at one site, observations and another scenario at the other,
     starts workers at both, and computes the differences: first without pins, which fails, then with them.
     """
-    from intake_pools.demo.story import DemoError, run
-
+    # Dask's imports take a while: a Ctrl-C during them ends as quietly as one later.
     try:
-        run(size=size, output=output, keep=keep)
+        from intake_pools.demo.story import DemoError, run
+
+        with _terminable():
+            run(size=size, output=output, keep=keep)
+    except KeyboardInterrupt:
+        click.echo("\nStopped. Nothing was left behind.", err=True)
+        sys.exit(128 + signal.SIGINT)
     except DemoError as error:
         raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        click.echo("Stopped; the workers are gone and the files with them.", err=True)
-        sys.exit(130)  # 128 + SIGINT, as shells have it
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Leave by an exception when told to terminate, so that workers are stopped and files removed."""
+
+    def leave(number: int, frame: object) -> None:
+        import traceback; print("LEAVE", "".join(traceback.format_stack(frame)[-12:]))
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

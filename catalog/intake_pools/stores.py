@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,11 @@ class Source:
     def local(self) -> bool:
         """Whether it is a path."""
         return is_local(self.url)
+
+    @property
+    def holds_file(self) -> bool:
+        """Whether it is a local file that is open as long as its Dataset is."""
+        return self.local and self.engine != "zarr"
 
     @property
     def group(self) -> str:
@@ -349,22 +355,58 @@ class _Slot:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.opened: Opened | None = None
+        self.used = time.monotonic()
 
 
 # As many as xarray keeps file handles (its setting file_cache_maxsize).
 _KEPT = 128
+# Seconds after which a file that nobody reads is closed. HDF5 locks what is open, so nobody else could write
+# it; opening it again takes some milliseconds.
+_IDLE = 1.0
 _slots: OrderedDict[str, _Slot] = OrderedDict()
 _slots_lock = threading.Lock()
+_closer: threading.Thread | None = None
 
 
 def _slot(source: Source) -> _Slot:
     with _slots_lock:
         slot = _slots.setdefault(source.token, _Slot())
+        slot.used = time.monotonic()
         _slots.move_to_end(source.token)
         while len(_slots) > _KEPT:
             # Not closed: another thread may be reading. The last reader lets it go.
             _slots.popitem(last=False)
     return slot
+
+
+def _close_when_idle() -> None:
+    """Have a thread close the local files of this process that nobody reads; it ends with the last one."""
+    global _closer
+    with _slots_lock:
+        if _closer is None:
+            _closer = threading.Thread(target=_close_idle, name="intake-pools-close-idle", daemon=True)
+            _closer.start()
+
+
+def _close_idle() -> None:
+    global _closer
+    remaining = True
+    while remaining:
+        time.sleep(_IDLE / 2)
+        idle: list[Opened] = []
+        with _slots_lock:
+            held = [slot for slot in _slots.values() if slot.opened and slot.opened.source.holds_file]
+            for slot in held:
+                if time.monotonic() - slot.used > _IDLE and slot.opened:
+                    idle.append(slot.opened)
+                    slot.opened = None
+            remaining = len(held) > len(idle)
+            if not remaining:
+                _closer = None
+        for one in idle:
+            # Waits for whoever reads just now: xarray closes under the lock that it reads under. Who has the
+            # Dataset, but has not begun to read, opens the file again by reading.
+            one.dataset.close()
 
 
 def _forget_others(source: Source, version: Version) -> None:
@@ -390,6 +432,8 @@ def reopened(source: Source) -> Opened:
         if held is None or held.source != source or held.version != version:
             _forget_others(source, version)
             held = slot.opened = Opened(source, _open(source), version)
+            if source.holds_file:
+                _close_when_idle()
         return held
 
 

@@ -16,7 +16,7 @@ DEFAULTS: dict[str, Any] = {
         # How long to wait for workers of a pool that has none, at opening and at computing.
         "wait-for-workers": "60s",
         # Coordinates and other variables up to this size come with the metadata when an entry is opened.
-        "eager-size": "1 MiB",
+        "eager-size": "64 KiB",
     }
 }
 

@@ -12,12 +12,14 @@ from typing import Any
 from dask._expr import _AnnotationsTombstone
 from dask._task_spec import (
     Alias,
+    DataNode,
     GraphNode,
     Task,
     _execute_subgraph,
     convert_legacy_graph,
     fuse_linear_task_spec,
 )
+from dask.array.core import load_store_chunk
 from dask.array.optimization import _optimize_slices
 from dask.array.optimization import optimize as optimize_array
 from dask.bag.core import lazify
@@ -52,6 +54,7 @@ __all__ = [
     "optimize_delayed",
     "optimize_slices",
     "schedulers_here",
+    "store_targets",
 ]
 
 optimize_slices: Callable[[dict[Key, GraphNode]], dict[Key, GraphNode]] = _optimize_slices
@@ -78,6 +81,25 @@ def fused_keys(task: GraphNode) -> Collection[Key]:
         if isinstance(inner, GraphNode):
             keys.extend(fused_keys(inner))
     return keys
+
+
+def store_targets(layer: Mapping[Key, Any]) -> dict[Key | None, Any]:
+    """Targets that the tasks of a layer store chunks in, by key; under None the one of a whole symbolic layer.
+
+    Assumes that `dask.array.store` makes tasks that call `load_store_chunk` with the target as second argument,
+    and that a symbolic layer of them has the target among its literal inputs.
+    """
+    if isinstance(layer, Blockwise):
+        if getattr(layer.task, "func", None) is not load_store_chunk:
+            return {}
+        return {None: value for value, index in layer.indices if index is None}
+    if is_symbolic(layer):
+        return {}
+    return {
+        key: task.args[1].value
+        for key, task in layer.items()
+        if isinstance(task, Task) and task.func is load_store_chunk and isinstance(task.args[1], DataNode)
+    }
 
 
 def merge_annotations(annotations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -126,3 +148,41 @@ def nbytes_of_result(key: Key) -> float | None:
         if (task := scheduler.tasks.get(key)) is not None and task.nbytes >= 0:
             return float(task.nbytes)
     return None
+
+
+def kinds_of_outputs(
+    dsk: Mapping[Key, Any] | HighLevelGraph, keys: Iterable[Key], own: str
+) -> dict[str, list[Key]]:
+    """Sort the results asked of a graph by the setting of Dask that optimises their kind of collection.
+
+    Parameters
+    ----------
+    dsk : HighLevelGraph or mapping
+    keys : iterable of keys
+    own : str
+        The setting, where nothing tells.
+
+    Notes
+    -----
+    Assumes that a layer that makes an array says so in its ``collection_annotations``; that the keys of
+    arrays and bags are tuples, those of Delayed are not; and that results that are put together on the
+    scheduler are so by a layer ``finalize-…``, whose one task calls a function of the collection's module.
+    """
+    kinds: dict[str, list[Key]] = {}
+    layers = dsk.layers if isinstance(dsk, HighLevelGraph) else {}
+    for key in keys:
+        name = key[0] if isinstance(key, tuple) and key else key
+        layer = layers.get(name) if isinstance(name, str) else None
+        if layer is None:
+            kind = own
+        elif "chunks" in (getattr(layer, "collection_annotations", None) or {}):
+            kind = "array_optimize"
+        elif isinstance(key, tuple):
+            kind = own if own != "delayed_optimize" else "bag_optimize"
+        elif str(key).startswith("finalize-hlgfinalize"):
+            module = getattr(getattr(layer.get(key), "func", None), "__module__", None) or ""
+            kind = "bag_optimize" if module.startswith("dask.bag") else "array_optimize"
+        else:
+            kind = "delayed_optimize"
+        kinds.setdefault(kind, []).append(key)
+    return kinds

@@ -4,8 +4,7 @@ Dask's public settings ``array_optimize``, ``delayed_optimize`` and ``bag_optimi
 optimises a graph. It is read in the client when something is computed, and run on the scheduler. Ours place
 the tasks of pinned graphs (`dask_pools.placement.lower`) and leave all other graphs to Dask.
 
-There is one for each kind of collection, since each kind is optimised in its own way. Dask optimises the
-kinds of a mixed ``dask.compute(a, b)`` one after the other and merges the results.
+Graphs without pins come out as Dask alone would make them, which is different for each kind of collection.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from dask.highlevelgraph import HighLevelGraph
 from distributed import Client, default_client
 
 import dask_pools
-from dask_pools import dask_internals, pins, scheduler
+from dask_pools import dask_internals, frames, pins, scheduler, targets
 from dask_pools.config import propagating
 from dask_pools.errors import UnsupportedSettingError, VersionMismatchError
 from dask_pools.placement import lower
@@ -35,58 +34,87 @@ _KINDS = {"array_optimize": lower.ARRAY, "delayed_optimize": lower.DELAYED, "bag
 
 
 class PlacingOptimizer:
-    """What optimises the graphs of one kind of collection while pins are in force.
+    """What optimises graphs while pins are in force.
 
     Parameters
     ----------
     setting : str
-        The setting of `dask.config` that it stands in.
+        The setting of `dask.config` that it stands in, which tells a kind of collection.
+    propagate : bool, optional
+        Whether pins were in force where it was sent from; None where it has not been sent.
+    rules : dask_pools.targets.Rules, optional
+        Those of where it was sent from, which say where what is stored belongs.
+
+    Notes
+    -----
+    All of them are equal, since Dask computes the collections of one ``dask.compute(a, b, c)`` in groups, by
+    optimiser. With several groups it even mixes up the results: with Dask 2026.8 an array, a Delayed and
+    another array come back as array, array, Delayed.
     """
 
-    def __init__(self, setting: str) -> None:
+    def __init__(
+        self, setting: str, propagate: bool | None = None, rules: targets.Rules | None = None
+    ) -> None:
         self.setting = setting
+        self.propagate = propagate
+        self.rules = rules
 
-    def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
-        """Optimise the graph `dsk` for the results `keys`; see `dask_pools.placement.lower.place`."""
-        if not propagating():
-            return release(self.setting, dsk, keys, **kwargs)
-        return place(self.setting, dsk, keys, name_pins=True, **kwargs)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PlacingOptimizer)
+
+    def __hash__(self) -> int:
+        return hash(PlacingOptimizer)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled when a graph is sent: what the client has configured travels with it.
-        return partial, ((place if propagating() else release), self.setting)
+        if self.propagate is not None:
+            return PlacingOptimizer, (self.setting, self.propagate, self.rules)
+        on = propagating()
+        return PlacingOptimizer, (self.setting, on, targets.rules_to_send() if on else None)
+
+    def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        """Optimise the graph `dsk` for the results `keys`.
+
+        Raises
+        ------
+        MixedPoolsError
+            If Dask has fused loading tasks of several pools into one.
+        UnlocatedError
+            If it stores to a path that no rule locates.
+        """
+        kinds = dask_internals.kinds_of_outputs(dsk, flatten([keys]), self.setting)
+        sent = self.propagate is not None
+        on = self.propagate if sent else propagating()
+        layers = lower.read(dsk, self._locate() if on else None)
+        if layers is None:
+            parts = [_KINDS[kind].optimize(dsk, wanted, **kwargs) for kind, wanted in kinds.items()]
+            return parts[0] if len(parts) == 1 else HighLevelGraph.merge(*parts)
+        # Arrays are optimised most: what is left as it is in other graphs stays right when it is fused.
+        kind = _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
+        if not on:
+            return lower.release(layers, keys, kind)
+        if sent:
+            for running in dask_internals.schedulers_here():
+                scheduler.install_from_thread(running)
+        try:
+            return lower.place(layers, keys, kind, name_pins=not sent)
+        except Exception:
+            # A bug of ours must not cost a user the result; the scheduler plugin pins what the layers miss.
+            logger.warning("Could not place a graph; it runs pinned, but less well arranged.", exc_info=True)
+            return dsk.cull(set(flatten([keys]))) if isinstance(dsk, HighLevelGraph) else dsk
+
+    def _locate(self) -> lower.Locate | None:
+        """Tell where stores belong; without a cluster there is one disk, and nothing to tell."""
+        if self.propagate is not None:
+            return None if self.rules is None else partial(targets.pools_of_stores, rules=self.rules)
+        try:
+            default_client()
+        except ValueError:
+            return None
+        return partial(targets.pools_of_stores, rules=targets.rules())
 
 
 _OPTIMIZERS = {setting: PlacingOptimizer(setting) for setting in _KINDS}
-
-
-def place(setting: str, dsk: Any, keys: Any, *, name_pins: bool = False, **kwargs: Any) -> Any:
-    """Place a graph that has pins; if that fails for a reason of ours, leave it pinned as it is, and unfused.
-
-    Raises
-    ------
-    MixedPoolsError
-        If Dask has fused loading tasks of several pools into one.
-    """
-    kind = _KINDS[setting]
-    if (layers := lower.read(dsk)) is None:
-        return kind.optimize(dsk, keys, **kwargs)
-    for running in dask_internals.schedulers_here():
-        scheduler.install_from_thread(running)
-    try:
-        return lower.place(layers, keys, kind, name_pins=name_pins)
-    except Exception:
-        # A bug of ours must not cost a user the result; the scheduler plugin pins what the layers leave free.
-        logger.warning("Could not place a graph; it runs pinned, but less well arranged.", exc_info=True)
-        return dsk.cull(set(flatten(keys))) if isinstance(dsk, HighLevelGraph) else dsk
-
-
-def release(setting: str, dsk: Any, keys: Any, **kwargs: Any) -> Any:
-    """Optimise a graph as Dask alone would (``pools.propagate: false``)."""
-    kind = _KINDS[setting]
-    if (layers := lower.read(dsk)) is None:
-        return kind.optimize(dsk, keys, **kwargs)
-    return lower.release(layers, keys, kind)
 
 
 def propagate_pools() -> AbstractContextManager[Any]:
@@ -138,6 +166,7 @@ def pool(name: str | None) -> Iterator[None]:
         pins.check_name(name)
     # For good, not for the block: what is built inside is computed outside.
     propagate_pools()
+    frames.install()
     with pins.pinned(name if propagating() else None):
         yield
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from distributed import Scheduler, system
 from dask_pools import pins
 from dask_pools.cluster.launchers import WorkerShape
 from dask_pools.cluster.launchers.local import LOOPBACK, LocalLauncher
-from dask_pools.cluster.pool_cluster import PoolCluster, PoolSpec
+from dask_pools.cluster.pool_cluster import PoolCluster, PoolSpec, check_count
 from dask_pools.cluster.scheduler_process import SchedulerProcess
 
 __all__ = ["LocalPools"]
@@ -38,6 +38,9 @@ class LocalPools(PoolCluster):
     directories : mapping of str to path, optional
         Directories that the tasks of each pool run in. A pool that is not named here gets a temporary one,
         which is removed when the cluster closes.
+    prefixes : mapping of str to sequence of str, optional
+        Command through which the workers of a pool are started, to change what they see of the machine. It
+        gets theirs as its last arguments and must replace itself by it, as ``("unshare", "--mount")`` does.
     env : mapping of str to str, optional
         Environment variables for all workers.
     resources : mapping of str to float, optional
@@ -80,6 +83,7 @@ class LocalPools(PoolCluster):
         threads_per_worker: int = 1,
         memory_limit: str | int | None = "auto",
         directories: Mapping[str, str | os.PathLike[str]] | None = None,
+        prefixes: Mapping[str, Sequence[str]] | None = None,
         env: Mapping[str, str] | None = None,
         resources: Mapping[str, float] | None = None,
         scheduler: Literal["here", "process"] = "here",
@@ -88,7 +92,12 @@ class LocalPools(PoolCluster):
         silence_logs: int | None = logging.WARNING,
         **kwargs: Any,
     ) -> None:
-        given = _check_directories(pools, directories or {})
+        for pool, count in pools.items():
+            _check_name(pool)
+            check_count(pool, count)
+        _check_known("directories", directories or {}, pools)
+        _check_known("prefixes", prefixes or {}, pools)
+        given = {pool: _existing(pool, directory) for pool, directory in (directories or {}).items()}
         if scheduler not in ("here", "process"):
             raise ValueError(f"scheduler={scheduler!r} is not known: use 'here' or 'process'.")
         if not isinstance(threads_per_worker, int) or threads_per_worker < 1:
@@ -100,12 +109,13 @@ class LocalPools(PoolCluster):
             self.directories = {
                 pool: given[pool] if pool in given else _make(root / "pools" / pool) for pool in pools
             }
-            launcher = LocalLauncher(str(_make(root / "scratch")), silence_logs)
+            scratch = str(_make(root / "scratch"))
+            log_level = silence_logs or logging.INFO
             memory = _memory(memory_limit, pools)
             super().__init__(
                 {
                     pool: PoolSpec(
-                        launcher=launcher,
+                        launcher=LocalLauncher(scratch, tuple((prefixes or {}).get(pool, ())), log_level),
                         worker=WorkerShape(
                             threads=threads_per_worker,
                             memory_limit=memory,
@@ -138,20 +148,22 @@ class LocalPools(PoolCluster):
             self._temporary.cleanup()
 
 
-def _check_directories(
-    pools: Mapping[str, int], directories: Mapping[str, str | os.PathLike[str]]
-) -> dict[str, Path]:
-    for pool in pools:
-        pins.check_name(pool)
-        if pool in (".", ".."):
-            raise ValueError(f"{pool!r} cannot be the name of a local pool: it is to be a directory's, too.")
-    for pool, directory in directories.items():
-        if pool not in pools:
-            known = ", ".join(repr(name) for name in pools) or "none"
-            raise ValueError(f"directories names {pool!r}, which is not a pool here. Pools: {known}.")
-        if not Path(directory).is_dir():
-            raise ValueError(f"directories[{pool!r}] is {os.fspath(directory)!r}, which is not a directory.")
-    return {pool: Path(directory).resolve() for pool, directory in directories.items()}
+def _check_name(pool: str) -> None:
+    if pins.check_name(pool) in (".", ".."):
+        raise ValueError(f"{pool!r} cannot be the name of a local pool: its directory is to have that name.")
+
+
+def _check_known(argument: str, names: Iterable[str], pools: Iterable[str]) -> None:
+    for name in names:
+        if name not in pools:
+            known = ", ".join(repr(pool) for pool in pools) or "none"
+            raise ValueError(f"{argument} names {name!r}, which is not a pool here. Pools: {known}.")
+
+
+def _existing(pool: str, directory: str | os.PathLike[str]) -> Path:
+    if not Path(directory).is_dir():
+        raise ValueError(f"directories[{pool!r}] is {os.fspath(directory)!r}, which is not a directory.")
+    return Path(directory).resolve()
 
 
 def _make(directory: Path) -> Path:

@@ -56,6 +56,27 @@ class PoolSpec:
     """The most there can be; None for no limit."""
 
 
+def check_count(pool: str, count: int, maximum: int | None = None) -> None:
+    """Refuse a number of workers that a pool cannot have.
+
+    Raises
+    ------
+    ValueError
+        If `count` is not a whole number from 0 to `maximum`.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise ValueError(f"Pool {pool!r} cannot have {count!r} workers: give a whole number from 0 on.")
+    if maximum is not None and count > maximum:
+        raise ValueError(f"Pool {pool!r} cannot have {count} workers: it has a maximum of {maximum}.")
+
+
+def _in_short(error: BaseException) -> str:
+    """Say what an exception says, or rather the one that it came from: Dask wraps them."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".rstrip(".: ")
+
+
 class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publishes no type for it
     """One worker of a pool, as `distributed.SpecCluster` expects it; the launcher does the work."""
 
@@ -75,7 +96,7 @@ class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publish
             self._launched = await self.launcher.launch(self.scheduler, self.name, self.shape)
         except Exception as error:
             self.status = Status.failed
-            self.failure = f"worker {self.name}: {type(error).__name__}: {error}"
+            self.failure = f"worker {self.name}: {_in_short(error)}"
             raise PoolUnavailableError(self.pool, (), f"Starting some failed: {self.failure}.") from error
         await super().start()
 
@@ -131,7 +152,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         self._pool_specs = dict(pools)
         for pool, spec in self._pool_specs.items():
             pins.check_name(pool)
-            self._check_count(pool, spec.workers)
+            check_count(pool, spec.workers, spec.maximum)
         propagate_pools()
         self._owner = f"{type(self).__name__}-{uuid.uuid4()}"
         self._failures: dict[str, tuple[float, str]] = {}
@@ -235,7 +256,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                 )
         for pool, count in counts.items():
             self._check_pool(pool)
-            self._check_count(pool, count)
+            check_count(pool, count, self._pool_specs[pool].maximum)
         for pool, count in counts.items():
             self._plan(pool, count)
         self.loop.add_callback(self._correct_state_and_log)
@@ -259,13 +280,6 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         nearest = difflib.get_close_matches(pool, self._pool_specs, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(f"This cluster has no pool {pool!r}.{hint} Its pools: {self._known()}.")
-
-    def _check_count(self, pool: str, count: int) -> None:
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise ValueError(f"Pool {pool!r} cannot have {count!r} workers: give a whole number from 0 on.")
-        maximum = self._pool_specs[pool].maximum
-        if maximum is not None and count > maximum:
-            raise ValueError(f"Pool {pool!r} cannot have {count} workers: it has a maximum of {maximum}.")
 
     def _worker_spec(self, pool: str) -> dict[str, Any]:
         spec = self._pool_specs[pool]
@@ -360,6 +374,10 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             await asyncio.sleep(POLL)
             try:
                 await self._supply()
+                # Also workers that were lost for good. In the background: a scheduler that hears nothing
+                # while a worker starts would forget this cluster.
+                if set(self.worker_spec) - set(self.workers) and not self._lock.locked():
+                    self._correcting = asyncio.create_task(self._correct_state_and_log())
             except Exception:
                 # The scheduler may be gone, or busy; the cluster stays as it is, and so does the question.
                 logger.debug("Could not ask the scheduler for wanted pools.", exc_info=True)
@@ -382,10 +400,6 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             if spec is None or pool in self._failures or spec.maximum == 0 or self._planned(pool):
                 continue
             self._plan(pool, max(1, spec.workers))
-        # In the background: a scheduler that hears nothing while a worker starts would forget this cluster.
-        idle = self._correcting is None or self._correcting.done()
-        if idle and self.status == Status.running and set(self.worker_spec) - set(self.workers):
-            self._correcting = asyncio.create_task(self._correct_state_and_log())
 
     async def _close(self) -> None:
         if self._supplying is not None:
@@ -394,11 +408,26 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                 await self._supplying
             self._supplying = None
         try:
-            await super()._close()
+            await self._close_all()
         finally:
-            # Nothing is left even if Dask's own order of closing was upset, say by a dead scheduler.
+            # Nothing is left even if closing was upset.
             for worker in list(self._created):
                 with suppress(Exception):
                     await worker.close()
             if isinstance(self.scheduler, ProcessInterface):
                 await self.scheduler.close()
+
+    async def _close_all(self) -> None:
+        """Close as SpecCluster does, also when the scheduler has died: it would insist on an answer."""
+        if self.status == Status.running and self.scheduler.status != Status.running:
+            self.shutdown_scheduler = False
+        try:
+            await super()._close()
+        except OSError:
+            if not self.shutdown_scheduler or self.scheduler is None:
+                raise
+            logger.debug("Lost the scheduler while closing.", exc_info=True)
+            self.shutdown_scheduler = False
+            await self.scheduler.close()
+            self.status = Status.failed  # from which SpecCluster closes like from running
+            await super()._close()

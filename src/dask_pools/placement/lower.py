@@ -136,13 +136,25 @@ def release(layers: Layers, keys: Any, kind: Kind) -> HighLevelGraph:
     return optimized
 
 
-def read(dsk: HighLevelGraph | Mapping[Key, Any]) -> Layers | None:
+Locate = Callable[[Mapping[Key, Any]], str | dict[Key, str] | None]
+"""Pools that the targets of a layer of stores lie in, in the form of `dask_pools.pins.pools_of_layer`."""
+
+
+def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) -> Layers | None:
     """Read pins and sizes of every layer of a graph; None if it has no pins.
+
+    Parameters
+    ----------
+    dsk : HighLevelGraph or dict
+    locate : callable, optional
+        Asked for each layer without a pin, if the graph has pins at all: a store belongs where its target is.
 
     Raises
     ------
     MixedPoolsError
         If Dask has fused loading tasks of several pools into one.
+    UnlocatedError
+        If `locate` raises it.
     """
     if not isinstance(dsk, HighLevelGraph):
         dsk = HighLevelGraph.from_collections(f"graph-{uuid.uuid4().hex}", dsk, dependencies=())
@@ -178,6 +190,13 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any]) -> Layers | None:
             read.sizes[name] = (chunks, getattr(described["dtype"], "itemsize", 8))
     if not own:
         return None
+    for name in set(stripped).difference(own) if locate is not None else ():
+        found = locate(dsk.layers[name])
+        if isinstance(found, str):
+            own[name] = frozenset([found])
+        elif found:
+            read.pins.update(found)
+            own[name] = frozenset(found.values())
     read.pools = _spread(own, dsk.dependencies, stripped)
     read.graph = HighLevelGraph(stripped, dsk.dependencies)
     return read

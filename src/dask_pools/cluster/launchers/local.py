@@ -1,40 +1,40 @@
 """Workers as processes on this machine, each under a Dask nanny that brings it back when it dies.
 
-The nannies live in the client's process. Should that be killed outright, the workers notice that their end
-of a pipe to it has closed, and exit.
+A worker is started by the same command that one would type, ``dask worker``. So a script that makes a
+cluster needs no ``if __name__ == "__main__":``, as it would if Python spawned the processes from this one;
+and the command can be wrapped into another that changes what the worker sees (``unshare --mount …``).
+
+Should this process be killed outright, its scheduler is gone with it, and nanny and worker exit within
+seconds.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import os
+import signal
+import sys
+import sysconfig
+import time
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-from distributed import Nanny, Worker, WorkerPlugin
+import dask
+from distributed.core import rpc
 
-from dask_pools.cluster.launchers import LaunchedWorker, WorkerShape
+from dask_pools.cluster.launchers import WorkerShape
 
-__all__ = ["LocalLauncher"]
+__all__ = ["LocalLauncher", "LocalWorker"]
 
 LOOPBACK = "127.0.0.1"
 
-# A process that has not joined by then never will: it is on this machine, and so is the scheduler.
-START_TIMEOUT = 60.0
-
-
-class WorkingDirectory(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no type for it
-    """Move the worker's process to the directory of its pool.
-
-    A plugin given to the worker itself runs before the first task, comes back whenever the nanny restarts
-    the worker, and stops the worker from starting if it fails; a preload would only log the failure.
-    """
-
-    def __init__(self, directory: str) -> None:
-        self.directory = directory
-
-    def setup(self, worker: Worker) -> None:
-        """Change the directory of the process."""
-        os.chdir(self.directory)
+# Seconds. Imports from a cold disk on a busy machine can take half a minute.
+START_TIMEOUT = 120.0
+CLOSE_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,28 +45,143 @@ class LocalLauncher:
     ----------
     scratch : str
         Directory for what Dask spills to disk.
-    silence_logs : int or None
-        Level below which the workers log nothing.
+    prefix : tuple of str
+        Command that gets the worker's command as its last arguments and must replace itself by it.
+    log_level : int
+        Level from which on the workers log.
     """
 
     scratch: str
-    silence_logs: int | None = logging.WARNING
+    prefix: tuple[str, ...] = ()
+    log_level: int = logging.WARNING
 
-    async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> LaunchedWorker:
-        """Start a nanny, which starts the worker; both have joined when this returns."""
-        plugins = [] if shape.directory is None else [WorkingDirectory(shape.directory)]
-        nanny: LaunchedWorker = await Nanny(
-            scheduler,
-            name=name,
-            nthreads=shape.threads,
-            memory_limit=shape.memory_limit,
-            resources=dict(shape.resources),
-            env=dict(shape.env),
-            host=LOOPBACK,
-            local_directory=self.scratch,
-            death_timeout=START_TIMEOUT,
-            silence_logs=self.silence_logs,
-            dashboard=False,
-            plugins=plugins,
+    async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> LocalWorker:
+        """Start a worker; it has joined the scheduler when this returns."""
+        process = await asyncio.create_subprocess_exec(
+            *self.prefix,
+            *self._command(scheduler, name, shape),
+            cwd=shape.directory,
+            env=self._environment(shape),
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            # A process group to stop nanny and worker by; and Ctrl-C in a terminal, which goes to every
+            # process of its session, is to stop the user's calculation, not the workers.
+            start_new_session=True,
         )
-        return nanny
+        worker = LocalWorker(process)
+        try:
+            await worker.joined(scheduler, name)
+        except BaseException:
+            await worker.close()
+            raise
+        return worker
+
+    def _command(self, scheduler: str, name: str, shape: WorkerShape) -> list[str]:
+        resources = " ".join(f"{resource}={amount}" for resource, amount in shape.resources.items())
+        return [
+            sys.executable,
+            "-P",  # what lies in the pool's directory is data, not code
+            "-m",
+            "distributed.cli.dask_worker",
+            scheduler,
+            *("--name", name),
+            *("--nthreads", str(shape.threads)),
+            *("--memory-limit", str(shape.memory_limit or 0)),
+            *("--resources", resources),
+            *("--local-directory", self.scratch),
+            *("--host", LOOPBACK),
+            # Without a host Dask's status page would listen on all interfaces.
+            *("--dashboard-address", f"{LOOPBACK}:0", "--no-dashboard"),
+            *("--death-timeout", str(START_TIMEOUT)),
+        ]
+
+    def _environment(self, shape: WorkerShape) -> dict[str, str]:
+        # What this process can import, the workers can: they unpickle the tasks. Python's own places are left
+        # out, for the sake of other programs that tasks may start.
+        own = tuple({os.path.realpath(place) for place in sysconfig.get_paths().values()})
+        path = [os.path.abspath(entry) for entry in sys.path]
+        path = [entry for entry in path if not os.path.realpath(entry).startswith(own)]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path),
+            "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(self._config()),
+            **shape.env,
+        }
+
+    def _config(self) -> dict[str, Any]:
+        """Dask's settings here, as far as they can be written down; functions among them concern clients."""
+        config = {key: value for key, value in dask.config.global_config.items() if _is_plain(value)}
+        preload = dask.config.get("distributed.worker.preload")
+        preload = [preload] if isinstance(preload, str) else list(preload)
+        settings: dict[str, Any] = {
+            # A worker that has joined is ready: its first task does not have to wait for imports.
+            "distributed": {"worker": {"preload": [*preload, "dask_pools"]}},
+        }
+        if "version" not in config.get("logging", {}):  # else it is the user's own, and complete
+            settings["logging"] = {"distributed": self.log_level}
+        return dict(dask.config.merge(config, settings))
+
+
+def _is_plain(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+class LocalWorker:
+    """A nanny with its worker, in processes of their own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._last_lines: deque[str] = deque(maxlen=20)
+        self._forwarding = asyncio.create_task(self._forward())
+
+    async def joined(self, scheduler: str, name: str) -> None:
+        """Wait until the worker has joined the scheduler.
+
+        Raises
+        ------
+        RuntimeError
+            If its process ends instead; with the last that it wrote.
+        TimeoutError
+            If it takes too long.
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        async with rpc(scheduler) as remote:
+            while True:
+                workers = (await remote.identity())["workers"].values()
+                if any(worker["name"] == name for worker in workers):
+                    return
+                if self._process.returncode is not None:
+                    await self._forwarding
+                    said = next((line for line in reversed(self._last_lines) if line.strip()), "nothing")
+                    raise RuntimeError(
+                        f"its process ended with exit code {self._process.returncode}, saying: {said.strip()}"
+                    )
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"it did not join the scheduler within {START_TIMEOUT:g} s")
+                await asyncio.sleep(0.05)
+
+    async def _forward(self) -> None:
+        """Pass on what it writes to stderr, and keep the last of it."""
+        assert self._process.stderr is not None
+        while line := await self._process.stderr.readline():
+            text = line.decode(errors="replace")
+            self._last_lines.append(text)
+            with suppress(ValueError, OSError):  # stderr may have been closed here
+                sys.stderr.write(text)
+
+    async def close(self) -> None:
+        """Ask both to close, and make sure that they are gone."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT)
+        # Whoever is left of the group: a nanny that did not close, or a worker whose nanny was killed.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+        await self._forwarding

@@ -1,0 +1,69 @@
+"""Local pools that the tests of both packages share, and checks that no test leaves anything behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from distributed import Client
+
+from dask_pools.cluster import LocalPools
+from leftovers import children, eventually
+
+REPORT = pytest.StashKey[pytest.TestReport]()
+
+
+@pytest.fixture(scope="session")
+def site_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The directories that the tasks of each pool run in."""
+    return {pool: tmp_path_factory.mktemp(pool) for pool in ("ecmwf", "eumetsat")}
+
+
+@pytest.fixture(scope="session")
+def pools(site_dirs: dict[str, Path]) -> Iterator[LocalPools]:
+    """Two pools of one two-threaded worker each, with the scheduler in this process."""
+    with LocalPools({"ecmwf": 1, "eumetsat": 1}, threads_per_worker=2, directories=site_dirs) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def session_client(pools: LocalPools) -> Iterator[Client]:
+    with Client(pools) as client:
+        yield client
+
+
+@pytest.fixture
+def client(session_client: Client, pools: LocalPools, request: pytest.FixtureRequest) -> Iterator[Client]:
+    """The current client, connected to `pools`; fails a test after which results remain on the scheduler."""
+    with session_client.as_current():
+        yield session_client
+    report = request.node.stash.get(REPORT, None)
+    if report is not None and report.passed:  # the traceback of one that failed keeps its results alive
+        gc.collect()
+        assert eventually(lambda: not pools.scheduler.tasks, 5), list(pools.scheduler.tasks)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call":
+        item.stash[REPORT] = report
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that leaves processes behind."""
+    distributing = getattr(session.config.option, "numprocesses", None)
+    if distributing and "PYTEST_XDIST_WORKER" not in os.environ:
+        return  # the children of pytest-xdist's own main process are its workers
+    eventually(lambda: not children(), 5)
+    if left := children():
+        session.config.get_terminal_writer().line(f"\nProcesses left behind: {left}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        for process in left:
+            process.kill()

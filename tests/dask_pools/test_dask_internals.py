@@ -1,0 +1,196 @@
+"""One test for each assumption about a part of Dask that is not public.
+
+Where one fails after an upgrade, its name says what has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+
+import dask
+import dask.array as da
+import dask.bag as db
+import numpy as np
+import pytest
+from dask._expr import FinalizeCompute
+from dask._task_spec import Task, TaskRef, convert_legacy_graph
+from dask.array.optimization import optimize as optimize_array
+from dask.base import collections_to_expr, flatten
+from dask.blockwise import Blockwise
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from distributed import Future, Scheduler
+
+from dask_pools import dask_internals as internals
+
+
+class Lazy:
+    shape, dtype, ndim = (8,), np.dtype("f8"), 1
+
+    def __getitem__(self, index):
+        return np.arange(8.0)[index]
+
+
+def lazy(name="lazy"):
+    return da.from_array(Lazy(), chunks=4, name=name, inline_array=True, meta=np.empty(0))
+
+
+def test_the_optimiser_is_read_from_the_configuration_when_something_is_computed():
+    calls = []
+
+    def spy(dsk, keys, **kwargs):
+        calls.append(type(dsk))
+        return optimize_array(dsk, keys)
+
+    x = da.ones(4, chunks=2).sum()
+    with dask.config.set(array_optimize=spy):
+        x.compute(scheduler="sync")
+    assert calls == [HighLevelGraph]
+    for collection, setting in (
+        (x, "array_optimize"),
+        (dask.delayed(1), "delayed_optimize"),
+        (db.from_sequence([1]), "bag_optimize"),
+    ):
+        with dask.config.set({setting: spy}):
+            assert collection.__dask_optimize__ is spy
+
+
+def test_annotations_of_the_layers_an_optimiser_returns_are_honoured():
+    def annotating(dsk, keys, **kwargs):
+        layer = MaterializedLayer(dict(optimize_array(dsk, keys)), annotations={"resources": {"pool-a": 0}})
+        return HighLevelGraph({"only": layer}, {"only": set()})
+
+    with dask.config.set(array_optimize=annotating):
+        expr = FinalizeCompute(collections_to_expr([da.ones(4, chunks=2).sum()])).optimize()
+        annotations = expr.__dask_annotations__()
+    assert {tuple(value) for value in annotations["resources"].values()} == {("pool-a",)}
+
+
+def test_layers_carry_the_annotations_of_their_block():
+    with dask.annotate(resources={"pool-a": 0}):
+        x = da.ones(4, chunks=2)
+    assert x.dask.layers[x.name].annotations == {"resources": {"pool-a": 0}}
+    assert dask.get_annotations() == {}
+
+
+def test_layers_of_arrays_say_their_chunks_and_dtype():
+    described = lazy("described").dask.layers["described"].collection_annotations
+    assert described["chunks"] == ((4, 4),)
+    assert described["dtype"] == np.dtype("f8")
+
+
+def test_layers_that_are_not_materialised_name_their_keys_after_themselves():
+    for x in (lazy(), lazy() + 1, (lazy() + 1).sum(), lazy().rechunk(2), da.random.random(8, chunks=4)):
+        for name, layer in x.dask.layers.items():
+            if internals.is_symbolic(layer):
+                assert {key[0] if isinstance(key, tuple) else key for key in layer} == {name}
+
+
+def test_fused_tasks_hold_the_keys_of_their_parts():
+    x = lazy("first") + 1
+    for optimized in (
+        dict(optimize_array(x.dask, list(flatten(x.__dask_keys__())))),  # layers fused
+        internals.fuse_linear_task_spec(
+            convert_legacy_graph(x.dask.to_dict()), set(flatten(x.__dask_keys__()))
+        ),
+    ):
+        fused = [internals.fused_keys(task) for task in optimized.values()]
+        assert any("first" in str(key) for keys in fused for key in keys)
+
+
+def test_a_task_renamed_runs_the_same():
+    task = Task("a", sum, TaskRef("b"))
+    renamed = task.substitute({"b": "c"}, key="d")
+    assert (renamed.key, renamed.dependencies) == ("d", frozenset({"c"}))
+    assert renamed({"c": [1, 2]}) == 3
+
+
+def test_outputs_are_not_fused_into_their_consumers():
+    x = lazy("kept")
+    y = x + 1
+    graph = internals.optimize_blockwise(y.dask, keys=[*flatten(y.__dask_keys__()), "kept"])
+    assert "kept" in graph.layers
+    assert isinstance(graph.layers["kept"], Blockwise)
+    assert "kept" not in internals.optimize_blockwise(y.dask, keys=list(flatten(y.__dask_keys__()))).layers
+
+
+def test_roots_with_different_annotations_are_not_fused():
+    layers, dependencies = {}, {}
+    z = lazy("left") + lazy("right")
+    for mark in ("same", "other"):
+        for name, layer in z.dask.layers.items():
+            layers[name], dependencies[name] = layer, z.dask.dependencies[name]
+            layers[name].annotations = {"mark": mark if name == "right" else "same"}
+        fused = internals.fuse_roots(HighLevelGraph(dict(layers), dependencies), keys=[])
+        assert ("right" in fused.layers) is (mark == "other")
+
+
+def test_culling_keeps_the_annotations_of_layers():
+    x = lazy("annotated").sum()
+    for layer in x.dask.layers.values():
+        layer.annotations = {"mark": 1}
+    culled = x.dask.cull(set(flatten(x.__dask_keys__())))
+    assert all(layer.annotations == {"mark": 1} for layer in culled.layers.values())
+
+
+def test_annotations_merge_by_the_rules_of_dask():
+    merged = internals.merge_annotations([{"retries": 1, "priority": 5}, {"retries": 3}])
+    assert merged == {"retries": 3, "priority": 5}
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: da.ones(4, chunks=2).sum(), "array_optimize"),
+        (lambda: dask.delayed(sum)([1, 2]), "delayed_optimize"),
+        (lambda: db.from_sequence([1, 2]).map(str), "bag_optimize"),
+    ],
+)
+def test_the_kind_of_an_output_can_be_told(make, kind):
+    other = "bag_optimize" if kind == "array_optimize" else "array_optimize"
+    for own in (kind, other) if kind != "bag_optimize" else (kind,):
+        collection = make()
+        found = internals.kinds_of_outputs(collection.dask, flatten([collection.__dask_keys__()]), own)
+        assert list(found) == [kind]
+        expr = FinalizeCompute(collections_to_expr([collection])).optimize()
+        (expr,) = getattr(expr, "operands", None) if type(expr).__name__ == "_HLGExprSequence" else [expr]
+        found = internals.kinds_of_outputs(expr.hlg, flatten([expr.__dask_keys__()]), own)
+        assert list(found) == [kind]
+
+
+def test_a_scheduler_can_be_found_in_its_process():
+    async def main():
+        async with Scheduler(dashboard_address=None, host="127.0.0.1", port=0) as scheduler:
+            assert scheduler in internals.schedulers_here()
+
+    asyncio.run(main())
+
+
+def test_persisted_parts_are_futures_in_their_layer(client):
+    x = client.persist(da.from_array(np.arange(4.0), chunks=2, name="persisted-parts"))
+    (layer,) = x.dask.layers.values()
+    assert all(isinstance(value, Future) for value in layer.values())
+    assert all(internals.is_future(value) for value in pickle.loads(pickle.dumps(dict(layer))).values())
+    key = ("persisted-parts", 0)
+    client.gather(client.compute(x))
+    assert internals.resources_of_result(key)
+    assert internals.nbytes_of_result(key) == 16
+
+
+def test_p2p_barriers_can_be_told_and_restricted(client, pools):
+    x = da.ones((8, 8), chunks=(8, 2)).rechunk((2, 8), method="p2p")
+    barriers = [
+        task
+        for task in convert_legacy_graph(x.dask.to_dict()).values()
+        if isinstance(task, internals.P2PBarrierTask)
+    ]
+    assert len(barriers) == 1
+    # What the plugin writes to before the first task of a graph runs.
+    for attribute in ("worker_restrictions", "resource_restrictions", "annotations", "run_spec", "state"):
+        assert hasattr(internals.TaskState, attribute) or attribute in internals.TaskState.__slots__
+
+
+def test_a_task_without_a_worker_is_found_and_can_be_failed(pools):
+    assert hasattr(pools.scheduler, "unrunnable")
+    assert hasattr(pools.scheduler, "resources")
+    assert hasattr(pools.scheduler, "transition")
