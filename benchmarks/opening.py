@@ -58,7 +58,7 @@ def main() -> int:
         with cluster.get_client():
             rows = [
                 compare("NetCDF4, 54 chunks", site / "predictions.nc"),
-                compare("NetCDF3, a scenario", site / "A1B_north_america.nc"),
+                compare("NetCDF4, a scenario", site / "A1B_north_america.nc"),
                 compare("zarr, 54 chunks", site / "predictions.zarr", engine="zarr"),
             ]
 

@@ -31,8 +31,10 @@ def pools(site_dirs: dict[str, Path]) -> Iterator[LocalPools]:
 
 @pytest.fixture(scope="session")
 def session_client(pools: LocalPools) -> Iterator[Client]:
-    with Client(pools) as client:
-        yield client
+    # Not `with`: that would make it the current client of the whole session, other clusters or not.
+    client = Client(pools, set_as_default=False)
+    yield client
+    client.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psutil
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10) -> bool:
+def eventually(holds: Callable[[], bool], seconds: float = 60) -> bool:
     """Whether something becomes true in time."""
     deadline = time.monotonic() + seconds
     while not holds():

@@ -1,13 +1,21 @@
-"""Where tasks ran, as the scheduler knows it."""
+"""Where tasks ran, as the scheduler knows it, be it in this process or in another."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from distributed import Scheduler
+import cloudpickle
+from distributed import Client, Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_pools import pins
+
+# A scheduler in another process need not find this module.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class Whereabouts(SchedulerPlugin):
@@ -39,3 +47,28 @@ class Whereabouts(SchedulerPlugin):
             worker = self.scheduler.workers.get(kwargs.get("worker") or "")
             offered = tuple(sorted(n.removeprefix("pool-") for n in worker.resources)) if worker else ()
             self.seen.append((self.reads.pop(key), offered))
+
+
+def _seen(dask_scheduler: Scheduler) -> list[tuple[set[str], tuple[str, ...]]]:
+    return list(dask_scheduler.plugins[Whereabouts.name].seen)
+
+
+@dataclass
+class Seen:
+    """What `Whereabouts` sees on the scheduler of a client."""
+
+    client: Client
+
+    @property
+    def seen(self) -> list[tuple[set[str], tuple[str, ...]]]:
+        return self.client.run_on_scheduler(_seen)
+
+
+@contextmanager
+def watch(client: Client) -> Iterator[Seen]:
+    """Have the scheduler note where tasks run, inside the block."""
+    client.register_plugin(Whereabouts(), name=Whereabouts.name)
+    try:
+        yield Seen(client)
+    finally:
+        client.unregister_scheduler_plugin(Whereabouts.name)

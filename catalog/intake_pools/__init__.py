@@ -6,25 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from intake_pools.catalogues import load_from_catalog, open_catalog
-    from intake_pools.locate import Location, locate
 
-__all__ = ["Location", "load_from_catalog", "locate", "open_catalog"]
-
-# Intake, pydantic and fsspec take a third of a second to import, which a script pays that only computes.
-_HOMES = {
-    "Location": "intake_pools.locate",
-    "load_from_catalog": "intake_pools.catalogues",
-    "locate": "intake_pools.locate",
-    "open_catalog": "intake_pools.catalogues",
-}
+__all__ = ["load_from_catalog", "open_catalog"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    # pydantic and the like take a tenth of a second to import; workers import this package, too.
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    from intake_pools import catalogues
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(catalogues, name)
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -32,7 +33,7 @@ __all__ = ["demo"]
     "--keep",
     type=click.Path(path_type=Path),
     metavar="DIRECTORY",
-    help="Lay the sites out here and leave their files, instead of in a temporary directory.",
+    help="Lay the sites out here, not in a temporary directory, and leave them with their catalogue.",
 )
 def demo(size: str, output: Path, keep: Path | None) -> None:
     """Two sites on this machine, one calculation over the data of both.
@@ -40,29 +41,41 @@ def demo(size: str, output: Path, keep: Path | None) -> None:
     Lays out a forecast and a climate scenario at one site, observations and another scenario at the other,
     starts workers at both, and computes the differences: first without pins, which fails, then with them.
     """
-    # Dask's imports take a while: a Ctrl-C during them ends as quietly as one later.
-    try:
+    with _stoppable():
         from intake_pools.demo.story import DemoError, run
 
-        with _terminable():
+        try:
             run(size=size, output=output, keep=keep)
-    except KeyboardInterrupt:
-        click.echo("\nStopped. Nothing was left behind.", err=True)
-        sys.exit(128 + signal.SIGINT)
-    except DemoError as error:
-        raise click.ClickException(str(error)) from error
+        except DemoError as error:
+            raise click.ClickException(str(error)) from error
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Leave by an exception when told to terminate, so that workers are stopped and files removed."""
+def _stoppable() -> Iterator[None]:
+    """On Ctrl-C and on the order to terminate, leave by way of everything that cleans up, then exit.
 
-    def leave(number: int, frame: object) -> None:
-        import traceback; print("LEAVE", "".join(traceback.format_stack(frame)[-12:]))
-        sys.exit(128 + number)
+    Both become `KeyboardInterrupt`. Python drops an exception raised inside a callback of its garbage
+    collector, and Dask has such a callback: there the signal is put off.
+    """
+    received: list[int] = []
 
-    before = signal.signal(signal.SIGTERM, leave)
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGALRM:
+            received.append(number)
+        while frame is not None:
+            if frame.f_code.co_name in ("_gc_callback", "__del__"):
+                signal.setitimer(signal.ITIMER_REAL, 0.01)
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.signal(number, stop) for number in signals]
     try:
         yield
+    except KeyboardInterrupt:
+        click.echo("\nStopped. Nothing was left behind.", err=True)
+        sys.exit(128 + (received or [signal.SIGINT])[0])  # as shells have it
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

@@ -11,8 +11,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from dask_pools import targets
 from dask_pools.errors import EntryError, MixedPoolsError
 from intake_pools.locate import Location, locate
 
@@ -67,7 +69,7 @@ class Entry:
     location: Location
     engine: str | None = None
     chunks: Any = field(default_factory=dict)
-    xarray_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    xarray_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
     combining: Mapping[str, Any] = field(default_factory=dict)
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     version: str | None = None
@@ -116,6 +118,7 @@ def entry_of(
     urls = _urls(urlpath)
     name = name or _last_part(urls[0])
     location = _location(urls, name, data_centre, said_in, data_centres)
+    targets.remember(data_centres)
     options = dict(_mapping(storage_options, "storage_options", name))
     kwargs = dict(_mapping(xarray_kwargs, "xarray_kwargs", name))
     for key in kwargs:
@@ -216,23 +219,32 @@ def unknown_argument(driver: str, unknown: str, known: Iterable[str], urlpath: A
 
 # What names a secret, in an option or in the query of a URL.
 _SECRET = re.compile(
-    r"secret|passw|token|credential|auth|signature|session|cookie|header|sas|cert|(^|_)key|key$|^user", re.I
+    r"secret|passw|token|credential|auth|signature|^sig$|session|cookie|header|sas|cert|connection_?string"
+    r"|(^|_)key|key$|^user",
+    re.IGNORECASE,
 )
 _HIDDEN = "***"
 
 
-def public_options(options: Any) -> Any:
-    """Copy of options with every secret hidden, at any depth."""
+def public_options(options: Any, objects: bool = False) -> Any:
+    """Copy options with every secret hidden, at any depth.
+
+    Parameters
+    ----------
+    options : mapping, list, or anything in them
+    objects : bool, optional
+        Whether what is none of YAML's types is kept, as a name made of it needs; else its type is shown.
+    """
     if isinstance(options, Mapping):
         return {
-            str(key): _HIDDEN if _SECRET.search(str(key)) else public_options(value)
+            str(key): _HIDDEN if _SECRET.search(str(key)) else public_options(value, objects)
             for key, value in options.items()
         }
     if isinstance(options, list | tuple):
-        return [public_options(value) for value in options]
+        return [public_options(value, objects) for value in options]
     if isinstance(options, str):
         return public_url(options)
-    if options is None or isinstance(options, bool | int | float):
+    if objects or options is None or isinstance(options, bool | int | float | date):
         return options
     return type(options).__name__
 
@@ -249,7 +261,8 @@ def public_url(url: str) -> str:
 
 def scrub(text: str, entry: Entry) -> str:
     """Take the secrets of an entry out of a text that others wrote, such as the message of an exception."""
-    for secret in sorted(_secrets(entry.storage_options, hidden=False), key=len, reverse=True):
+    secrets = _secrets([entry.storage_options, entry.xarray_kwargs], hidden=False)
+    for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
     for url in entry.urls:
         text = text.replace(url, public_url(url))

@@ -20,7 +20,7 @@ from distributed import Client, default_client, get_worker, worker_client
 
 from dask_pools import config, pins, propagate, provision
 from dask_pools.errors import EntryError, PoolsError
-from intake_pools import recipes, stores
+from intake_pools import recipes, stores, writing
 from intake_pools.entries import Entry, public_url, scrub
 from intake_pools.recipes import Limits
 
@@ -55,6 +55,7 @@ def open_entry(entry: Entry) -> xr.Dataset:
     PoolUnavailableError
         If the pool has no workers and nobody can start some.
     """
+    writing.install()
     pool = entry.location.data_centre
     limits = _limits(pool)
     if (worker := _own_worker()) is not None:
@@ -141,7 +142,12 @@ def _open(entry: Entry, limits: Limits) -> xr.Dataset | _Failure:
     try:
         return _opened(entry, limits)
     except FileNotFoundError as error:
-        missing = public_url(str(error.filename or error))
+        # zarr's error for a group is one of these, too, but names no file.
+        if entry.xarray_kwargs.get("group") and error.filename is None and "group" in str(error):
+            return _Failure(_diagnosis(error, entry).rstrip("."))
+        # Object stores name the key at best, local files the absolute path.
+        named = str(error.filename or "")
+        missing = public_url(named) if os.path.isabs(named) else entry.shown
         relative = next((url for url in entry.urls if stores.is_local(url) and not os.path.isabs(url)), None)
         where = f" Its working directory is {os.getcwd()}." if relative else ""
         return _Failure(

@@ -233,20 +233,23 @@ def combined(datasets: Sequence[xr.Dataset], entry: Entry, limits: Limits) -> xr
     Raises
     ------
     EntryError
-        If the entry says how to combine what is only one file.
+        If they cannot be combined so.
     """
     options = dict(entry.combining)
     how = options.pop("combine", "nested" if "concat_dim" in options else "by_coords")
     # The one default in which open_mfdataset differs from the functions that combine.
     options.setdefault("combine_attrs", "override")
-    with dask.annotate(**limits.annotations):
-        if how == "nested":
-            concat_dim = options.pop("concat_dim", None)
-            return xr.combine_nested(list(datasets), concat_dim=concat_dim, **options)
-        if how != "by_coords" or "concat_dim" in options:
-            raise EntryError(
-                f"combine is {how!r}; it should be 'by_coords', or 'nested' with a concat_dim, files in order"
-            )
-        result = xr.combine_by_coords(list(datasets), **options)
+    if how not in ("by_coords", "nested") or (how == "by_coords" and "concat_dim" in options):
+        raise EntryError(
+            f"combine is {how!r}; it should be 'by_coords', or 'nested' with a concat_dim, files in order"
+        )
+    try:
+        with dask.annotate(**limits.annotations):
+            if how == "nested":
+                concat_dim = options.pop("concat_dim", None)
+                return xr.combine_nested(list(datasets), concat_dim=concat_dim, **options)
+            result = xr.combine_by_coords(list(datasets), **options)
+    except (ValueError, TypeError) as error:
+        raise EntryError(f"its {len(datasets)} files cannot be combined: {error}") from error
     assert isinstance(result, xr.Dataset)  # of Datasets, combine_by_coords makes one
     return result

@@ -8,6 +8,7 @@ reach data that it cannot see. It knows neither pools nor names of tasks.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -62,7 +63,7 @@ class Source:
 
     url: str = field(repr=False)
     engine: str | None
-    xarray_kwargs: Mapping[str, Any]
+    xarray_kwargs: Mapping[str, Any] = field(repr=False)
     storage_options: Mapping[str, Any] = field(repr=False)
     token: str
 
@@ -94,16 +95,18 @@ class Version:
         Path of the local file that shows whether this is still so, at the price of one `os.stat`.
     stamp : str or None
         What `stamp_of` said about it.
+    consolidated : bool or None
+        Of zarr, whether one document holds the metadata of all.
     """
 
     text: str
     anchor: str | None = None
     stamp: str | None = None
+    consolidated: bool | None = None
 
     def now(self) -> str:
-        """Look again without opening anything: the same stamp, another, or what is missing."""
-        if self.anchor is None:
-            return self.stamp or ""
+        """Look at the anchor again: the same stamp, another, or what is missing."""
+        assert self.anchor is not None
         try:
             return stamp_of(self.anchor)
         except OSError:
@@ -147,12 +150,15 @@ def expand(urls: Iterable[str], storage_options: Mapping[str, Any]) -> list[str]
             continue
         import fsspec
 
-        fs, path = fsspec.url_to_fs(url, **storage_options)
+        # The pattern is in the last link of a chain, which has options of its own.
+        chain, link, end = url.rpartition("::")
+        options = storage_options.get(end.partition("://")[0], {}) if chain else storage_options
+        fs, path = fsspec.url_to_fs(end, **options)
         # A path with brackets in its name is that path.
         matching = [path] if "*" not in path and fs.exists(path) else sorted(fs.glob(path))
         if not matching:
             raise EntryError(f"nothing matches {public_url(url)}")
-        found.extend(one if is_local(url) else fs.unstrip_protocol(one) for one in matching)
+        found.extend(one if is_local(end) else chain + link + fs.unstrip_protocol(one) for one in matching)
     return found
 
 
@@ -170,7 +176,8 @@ def source_of(
     """
     if engine in (None, NETCDF):
         engine = _engine(url, engine, storage_options)
-    token = tokenize(public_url(url), engine, xarray_kwargs, public_options(storage_options))
+    options = [public_options(given, objects=True) for given in (xarray_kwargs, storage_options)]
+    token = tokenize(public_url(url), engine, *options)
     return Source(url, engine, dict(xarray_kwargs), dict(storage_options), token)
 
 
@@ -256,10 +263,14 @@ def _zarr_version(source: Source) -> Version:
     documents = _documents(fs, {root, group})
     if not documents:
         if not fs.exists(root):
-            raise FileNotFoundError(root)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), root)
         raise EntryError(f"{public_url(source.url)} has no zarr metadata ({', '.join(_ZARR_DOCUMENTS[:3])})")
-    anchor = min(documents, key=lambda path: (not path.startswith(group), path))
-    if source.xarray_kwargs.get("consolidated") is False or not any(map(_is_consolidated, documents.items())):
+    first = {name: number for number, name in enumerate(_ZARR_DOCUMENTS)}
+    anchor = min(documents, key=lambda path: (not path.startswith(group), first[path.rpartition("/")[2]]))
+    consolidated = any(
+        path.rpartition("/")[0] == root and _is_consolidated(path, text) for path, text in documents.items()
+    )
+    if source.xarray_kwargs.get("consolidated") is False or not consolidated:
         try:
             below = [child["name"] for child in fs.ls(group, detail=True) if child["type"] == "directory"]
         except (OSError, NotImplementedError):
@@ -271,8 +282,8 @@ def _zarr_version(source: Source) -> Version:
     text = digest.hexdigest()[:32]
     if source.local:
         stamp = stamp_of(anchor)
-        return Version(f"{text}-{stamp}", anchor, stamp)
-    return Version(f"{text}-{_marks(fs.info(anchor))}")
+        return Version(f"{text}-{stamp}", anchor, stamp, consolidated)
+    return Version(f"{text}-{_marks(fs.info(anchor))}", consolidated=consolidated)
 
 
 def _documents(fs: Any, directories: Iterable[str]) -> dict[str, bytes]:
@@ -280,8 +291,7 @@ def _documents(fs: Any, directories: Iterable[str]) -> dict[str, bytes]:
     return dict(fs.cat(paths, on_error="omit")) if paths else {}
 
 
-def _is_consolidated(document: tuple[str, bytes]) -> bool:
-    path, content = document
+def _is_consolidated(path: str, content: bytes) -> bool:
     if path.endswith(".zmetadata"):
         return True
     if not path.endswith("zarr.json"):
@@ -304,7 +314,8 @@ def _guarded_store(source: Source) -> Store:
             if found is None and key.rpartition("/")[2] not in _ZARR_DOCUMENTS:
                 prefixes = {"", f"{source.group}/" if source.group else ""}
                 for document in [prefix + name for prefix in prefixes for name in _ZARR_DOCUMENTS]:
-                    if await self._store.exists(document):
+                    # Not exists(), which may answer from a listing made before it vanished.
+                    if await self._store.get(document, prototype) is not None:
                         return None
                 raise StoreGone(f"no zarr metadata at {public_url(source.url)}")
             return found
@@ -318,11 +329,13 @@ def _guarded_store(source: Source) -> Store:
     return GuardedStore(LocalStore(source.url, read_only=True))
 
 
-def _open(source: Source) -> xr.Dataset:
+def _open(source: Source, version: Version) -> xr.Dataset:
     target: Any = source.url
     kwargs = dict(source.xarray_kwargs)
     if source.engine == "zarr":
         target = _guarded_store(source)
+        # xarray would try both ways, and warn.
+        kwargs.setdefault("consolidated", version.consolidated)
     elif source.engine in _FROM_FILE_OBJECTS and not source.local:
         import fsspec
 
@@ -423,15 +436,24 @@ def _forget_others(source: Source, version: Version) -> None:
             held.dataset.close()
 
 
-def reopened(source: Source) -> Opened:
-    """Open a source as it is now; what this process has open is taken if the version is the same."""
+def reopened(source: Source, expected: Version | None = None) -> Opened:
+    """Open a source as it is now; what this process has open is taken if the version is the same.
+
+    Parameters
+    ----------
+    source : Source
+    expected : Version, optional
+        One that is good enough, if another thread has opened it meanwhile.
+    """
     slot = _slot(source)
     with slot.lock:
-        version = version_of(source)
         held = slot.opened
+        if held is not None and held.source == source and held.version == expected:
+            return held
+        version = version_of(source)
         if held is None or held.source != source or held.version != version:
             _forget_others(source, version)
-            held = slot.opened = Opened(source, _open(source), version)
+            held = slot.opened = Opened(source, _open(source, version), version)
             if source.holds_file:
                 _close_when_idle()
         return held
@@ -457,7 +479,7 @@ def opened(source: Source, version: Version, changed: Callable[[str], Exception]
     held = _slot(source).opened
     if held is None or held.source != source or held.version != version:
         try:
-            held = reopened(source)
+            held = reopened(source, version)
         except FileNotFoundError:
             raise changed(f"none (no {public_url(source.url)} for {socket.gethostname()})") from None
         if held.version != version:

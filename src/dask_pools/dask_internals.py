@@ -84,15 +84,16 @@ def fused_keys(task: GraphNode) -> Collection[Key]:
 
 
 def store_targets(layer: Mapping[Key, Any]) -> dict[Key | None, Any]:
-    """Targets that the tasks of a layer store chunks in, by key; under None the one of a whole symbolic layer.
+    """Targets that the tasks of a layer store chunks in, by key; under None that of a whole symbolic layer.
 
-    Assumes that `dask.array.store` makes tasks that call `load_store_chunk` with the target as second argument,
-    and that a symbolic layer of them has the target among its literal inputs.
+    Assumes that `dask.array.store` makes tasks that call `load_store_chunk` with the target as second
+    argument, and that a symbolic layer of them has the target as its only literal input.
     """
     if isinstance(layer, Blockwise):
         if getattr(layer.task, "func", None) is not load_store_chunk:
             return {}
-        return {None: value for value, index in layer.indices if index is None}
+        literals = [value for value, index in layer.indices if index is None]
+        return {None: literals[0]} if literals else {}
     if is_symbolic(layer):
         return {}
     return {

@@ -9,18 +9,17 @@ Three kinds of nodes are added to Dask's, and only to frames that have pins:
 - `Meeting`, where blocks of several pools meet: an operation like any other, but never fused with what it
   reads, so that no task loads from two pools. A frame that Dask does not fuse has no task more for it.
 
-What this leans on in Dask, beside the protocol of expressions (``operands``, ``_parameters``, ``_name``, ``_task``,
-``_lower``), has a test each in ``tests/dask_pools/test_frames.py``: a rewritten source is made by
-``type(self)(*operands)``; sources fused by ``_tune_up`` hide in the operand ``_expr`` of a `FusedIO`; a `Fused` keeps
-what it was fused from in ``exprs``; `is_valid_blockwise_op` tells what may be fused; optimising, fusion
-included, happens in the client.
+Beside the protocol of expressions (``operands``, ``_parameters``, ``_name``, ``_task``, ``_lower``) this leans
+on details of Dask, with a test for each in ``tests/dask_pools/test_frames.py``: a rewritten source is made by
+``type(self)(*operands)``; sources that ``_tune_up`` fuses hide in the operand ``_expr`` of a `FusedIO`; a
+`Fused` keeps what it was fused from in ``exprs``; `is_valid_blockwise_op` tells what may be fused.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import dask
 from dask._expr import Expr as AnyExpr
@@ -76,30 +75,26 @@ class PinnedSource(Expr):  # type: ignore[misc]  # dask publishes no types
     """
 
     _unpinned: type
-
-    @property
-    def pool(self) -> str:
-        """Name of the pool."""
-        return str(self.operand("_pool"))
+    _determ_token: str | None
 
     def __dask_tokenize__(self) -> str:
         if not self._determ_token:
             # The original knows best how to make its token; the class of the twin itself has none.
             original = self._unpinned(*self.operands[1:])
-            self._determ_token = tokenize(self.pool, original.deterministic_token)
-        return str(self._determ_token)
+            self._determ_token = tokenize(self.operand("_pool"), original.deterministic_token)
+        return self._determ_token
 
     @functools.cached_property
     def _name(self) -> str:
         label, _, token = super()._name.rpartition("-")
-        return pins.source_name(label, self.pool, token)
+        return pins.source_name(label, self.operand("_pool"), token)
 
     def _tune_up(self, parent: Any) -> Any:
         tuned = super()._tune_up(parent)
         if tuned is not None:
             for source in tuned.dependencies():
-                if isinstance(source, FusedIO) and source.operand("_expr") is self:
-                    return tuned.substitute(source, _pinned(source, self.pool))
+                if isinstance(source, FusedIO) and source.operand("_expr")._name == self._name:
+                    return tuned.substitute(source, _pinned(source, self.operand("_pool")))
         return tuned
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -133,12 +128,13 @@ def _rebuild(cls: type, operands: list[Any], token: str, cache: dict[str, Any]) 
 class Separated(Blockwise):  # type: ignore[misc]  # dask publishes no types
     """A frame whose sources lie in several pools; it lowers to one in which these are not fused.
 
-    Where pools meet can only be told once Dask has lowered the frame: a merge, say, may become a shuffle, which
-    keeps them apart by itself, or a blockwise operation, which does not. Being blockwise and at the root, it
-    does not stand between any two nodes that Dask optimises together.
+    Where pools meet can only be told once Dask has lowered the frame: a merge, say, may become a shuffle,
+    which keeps them apart by itself, or a blockwise operation, which does not. Being at the root, it does not
+    stand between any two nodes that Dask optimises together; being blockwise, it does not hide from Dask what
+    two frames have in common.
     """
 
-    _parameters = ["frame"]
+    _parameters: ClassVar[list[str]] = ["frame"]
     _projection_passthrough = True
     _preserves_partitioning_information = True
     _is_length_preserving = True
@@ -163,7 +159,7 @@ class Meeting(Expr):  # type: ignore[misc]  # dask publishes no types
     reads is what this reads.
     """
 
-    _parameters = ["frame"]
+    _parameters: ClassVar[list[str]] = ["frame"]
 
     def dependencies(self) -> list[Any]:
         """Expressions that the operation reads."""
@@ -207,53 +203,76 @@ def _pinned(expr: Any, pool: str) -> Any:
             return expr
         keys = [renamed.get(key, key) for key in expr.operand("keys")]
         return expr.substitute_parameters({"layer": layer, "keys": keys})
-    return pinned_class(type(expr))(pool, *expr.operands)
+    cls: type = type(expr)
+    return pinned_class(cls)(pool, *expr.operands)
 
 
-def _named_tasks(graph: Mapping[Key, Any], pool: str) -> tuple[dict[Key, Any], dict[Key, Key]]:
-    """Graph with a pin in the name of every task that reads none of the others; and the new names.
-
-    Results that a cluster holds already are no tasks: they stay where they are.
-    """
-    held = {key: value for key, value in graph.items() if dask_internals.is_future(value)}
-    tasks = convert_legacy_graph({key: value for key, value in graph.items() if key not in held})
+def _named_tasks(tasks: Graph, pools: Mapping[Key, str]) -> tuple[Graph, dict[Key, Key]]:
+    """Write the pools of tasks into their keys; returns the tasks, and the new key for each old one."""
     renamed: dict[Key, Key] = {}
-    for key, task in tasks.items():
-        if not task.dependencies and not pins.pools_of_task(key, task):
-            name = pins.source_name(key_split(key), pool, tokenize(key))
-            renamed[key] = (name, *key[1:]) if isinstance(key, tuple) else name
-    if not renamed:
-        return dict(graph), {}
+    for key, pool in pools.items():
+        name = pins.source_name(key_split(key), pool, tokenize(key))
+        renamed[key] = (name, *key[1:]) if isinstance(key, tuple) else name
     named = {(new := renamed.get(key, key)): task.substitute(renamed, key=new) for key, task in tasks.items()}
-    return {**held, **named}, renamed
+    return named, renamed
 
 
-def _name_delayeds(expr: Any) -> Any:
+def _tasks(graph: Mapping[Key, Any]) -> tuple[Graph, dict[Key, Any]]:
+    """Tasks of a graph; and apart from them the results that a cluster holds already."""
+    held = {key: value for key, value in graph.items() if dask_internals.is_future(value)}
+    return convert_legacy_graph({key: value for key, value in graph.items() if key not in held}), held
+
+
+def _pinned_graph(expr: Any, pool: str) -> Any:
+    """Pin the tasks of a `FromGraph` that read none of the others.
+
+    They are renamed, since tasks keep the names that they come with. Those that have a pin keep it, and
+    results that a cluster holds stay where they are.
+    """
+    tasks, held = _tasks(expr.operand("layer"))
+    sources = [key for key, task in tasks.items() if not (task.dependencies or pins.pools_of_task(key, task))]
+    if not sources:
+        return expr
+    named, renamed = _named_tasks(tasks, dict.fromkeys(sources, pool))
+    keys = [renamed.get(key, key) for key in expr.operand("keys")]
+    return expr.substitute_parameters({"layer": {**held, **named}, "keys": keys})
+
+
+def _with_named_delayeds(expr: Any) -> Any:
     """Write the pins of the Delayed objects that a frame is made of into their keys.
 
     Dask flattens their graphs where it makes the tasks of the frame, and drops the annotations.
     """
-    if isinstance(expr, _DelayedExpr):
-        (named,) = _named_delayeds([expr.obj])
-        return expr if named is expr.obj else type(expr)(named)
-    if isinstance(expr, DelayedsExpr):
-        named = _named_delayeds(expr.operands)
-        return expr if named is expr.operands else type(expr)(*named)
-    if _MEMO in expr.__dict__:
-        return expr  # It has been here before.
-    operands = [_name_delayeds(op) if isinstance(op, AnyExpr) else op for op in expr.operands]
-    changed = any(new is not old for new, old in zip(operands, expr.operands, strict=True))
-    return type(expr)(*operands) if changed else expr
+
+    def replace(node: Any) -> Any:
+        if isinstance(node, _DelayedExpr):
+            (named,) = _named_delayeds([node.obj])
+            return node if named is node.obj else type(node)(named)
+        if isinstance(node, DelayedsExpr):
+            named = _named_delayeds(node.operands)
+            return node if named is node.operands else type(node)(*named)
+        return node if _MEMO in node.__dict__ else None  # It has been here before.
+
+    return _replaced(expr, replace, {})
 
 
 def _named_delayeds(delayeds: list[Any]) -> list[Any]:
-    """These Delayed objects with pins in their keys; the very same list if they have none."""
+    """Write the pins of these Delayed objects into their keys; the very same list if they have no others."""
     if not all(isinstance(delayed, Delayed) for delayed in delayeds):
         return delayeds
+    graph = HighLevelGraph.merge(*(delayed.dask for delayed in delayeds))
+    pools: dict[Key, str] = {}
+    for name, layer in graph.layers.items():
+        found = pins.pools_of_layer(layer, name)
+        pools.update(dict.fromkeys(layer, found) if isinstance(found, str) else found or {})
+    tasks, held = _tasks(graph)
+    unnamed = {key: pool for key, pool in pools.items() if key in tasks and not pins.pools_of_task(key, tasks[key])}
+    if not unnamed:
+        return delayeds
+    # An expression is known to Dask by the keys of what it is made of; with other pins these have to be others.
     for delayed in delayeds:
-        for name, layer in delayed.dask.layers.items():
-            if (layer.annotations or {}).get("resources") and pins.pools_of_layer(layer, name):
-                return list(dask.optimize(*delayeds))
+        ...
+    named, renamed = _named_tasks(tasks, unnamed)
     return delayeds
 
 
@@ -273,7 +292,7 @@ def _pools(expr: Any) -> Pools:
 def _own_pools(expr: Any) -> Pools:
     """Pools of the sources that are in this node itself."""
     if isinstance(expr, PinnedSource):
-        return frozenset([expr.pool]) if is_valid_blockwise_op(expr) else _NOWHERE
+        return frozenset([expr.operand("_pool")]) if is_valid_blockwise_op(expr) else _NOWHERE
     if isinstance(expr, Fused):
         return _NOWHERE.union(*(_own_pools(inner) for inner in expr.exprs))
     return _NOWHERE
@@ -286,8 +305,19 @@ def _without_separated(expr: Any) -> Any:
     if len(_pools(expr)) < 2:
         return expr
     operands = [_without_separated(op) if isinstance(op, AnyExpr) else op for op in expr.operands]
-    changed = any(new is not old for new, old in zip(operands, expr.operands, strict=True))
-    return type(expr)(*operands) if changed else expr
+    return _with_operands(expr, operands)
+
+
+def _with_operands(expr: Any, operands: list[Any]) -> Any:
+    """Expression with these operands, which are equal to its own in all that can be told of them."""
+    if all(new is old for new, old in zip(operands, expr.operands, strict=True)):
+        return expr
+    result = type(expr)(*operands)
+    # Found out by running pandas on empty frames, which takes longer than all the rest.
+    for known in ("_meta", "divisions"):
+        if known in expr.__dict__:
+            result.__dict__.setdefault(known, expr.__dict__[known])
+    return result
 
 
 def _with_meetings(expr: Any, done: dict[str, tuple[Any, Pools]]) -> tuple[Any, Pools]:
@@ -311,7 +341,6 @@ def _with_meetings(expr: Any, done: dict[str, tuple[Any, Pools]]) -> tuple[Any, 
     if isinstance(expr, Meeting):
         # From an earlier optimisation of this frame, which looked at what is below as well.
         return expr, _NOWHERE
-    result = expr
     pools = _own_pools(expr)
     operands = []
     for operand in expr.operands:
@@ -319,8 +348,7 @@ def _with_meetings(expr: Any, done: dict[str, tuple[Any, Pools]]) -> tuple[Any, 
             operand, below = _with_meetings(operand, done)
             pools |= below
         operands.append(operand)
-    if any(new is not old for new, old in zip(operands, expr.operands, strict=True)):
-        result = type(expr)(*operands)
+    result = _with_operands(expr, operands)
     if not is_valid_blockwise_op(expr):
         pools = _NOWHERE
     elif len(pools) > 1:

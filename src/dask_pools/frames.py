@@ -5,9 +5,13 @@ pin there is the name of the keys, which `dask_pools.frame_expressions` sees to.
 see the expressions. It does not import dask.dataframe, which costs more than all the rest of this project
 together, and most users of pools never touch a frame.
 
-What it leans on: Dask makes every collection of an expression by ``get_collection_type(meta)(expression)``, and
-that public function finds what makes it by its own method ``dispatch``. A hook there, unlike one registered for
-a type, also serves when dask.dataframe is imported later, inside ``with pool(...)``.
+What it leans on: Dask makes every collection of an expression by ``get_collection_type(meta)(expression)``,
+and that public function finds what makes it by its own method ``dispatch``. A hook there, unlike one
+registered for a type, also serves when dask.dataframe is imported later, inside ``with pool(...)``.
+
+An array that was pinned by annotation alone (a foreign loader inside ``with pool(...)``) has to be made into
+a frame inside the block too: Dask drops its annotations on the way, before there is an expression to see.
+Arrays opened through a catalogue carry their pins in their names, and may be made into frames anywhere.
 """
 
 from __future__ import annotations
@@ -28,12 +32,12 @@ def install() -> None:
     if "dispatch" in vars(get_collection_type):
         return
     get_collection_type.dispatch = _dispatch
-    # Dask warns, once, of annotations that frames do not take. They take this one; others go on being told of.
+    # Dask warns, once, of annotations that frames do not take. This one they take; of others it still warns.
     warnings.filterwarnings("ignore", r"Dask annotations \{'resources': \{('pool-[^']*': 0)?\}\} detected")
 
 
 def _dispatch(cls: type) -> Callable[[Any], Any]:
-    """What makes collections for metadata of class `cls`."""
+    """Find what makes collections for metadata of class `cls`."""
     find: Callable[[Any], Any] = type(get_collection_type).dispatch(get_collection_type, cls)
     return lambda meta: _pinning(find(meta))
 

@@ -111,7 +111,7 @@ class PlacingOptimizer:
             default_client()
         except ValueError:
             return None
-        return partial(targets.pools_of_stores, rules=targets.rules())
+        return partial(targets.pools_of_stores, rules=targets.rules_to_send())
 
 
 _OPTIMIZERS = {setting: PlacingOptimizer(setting) for setting in _KINDS}

@@ -203,12 +203,14 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         task.resource_restrictions = {**rest, **{pins.resource(pool): 0 for pool in pools}}
         task.annotations = {**(task.annotations or {}), "resources": task.resource_restrictions}
 
-    # P2P: distributed spreads the outputs of a P2P rechunk over all workers that its barrier may run on, and
-    # ties each to one of them. Workers of other pools could never run the outputs.
+    # P2P: distributed spreads the outputs of a P2P rechunk or shuffle over all workers that its barrier may run
+    # on, and ties each to one of them. Workers of other pools could never run the outputs.
 
     def _keep_in_pool(self, barrier: TaskState) -> None:
         for task in (*barrier.dependents, barrier):
             if pool := pins.pool_of_resources(task.resource_restrictions):
+                # A join of two frames has two barriers, and both have to be where its outputs are.
+                self._pin(barrier, {pool})
                 workers = set(self.scheduler.resources.get(pins.resource(pool), ()))
                 barrier.worker_restrictions = workers or None
                 return
@@ -271,7 +273,8 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             self.scheduler.resources[pins.resource(pool)].pop(worker, None)
         error = VersionMismatchError({f"worker {worker}": version}, dask_pools.__version__)
         logger.error("%s", error)
-        self.scheduler.log_event("pools", {"action": "refused", "worker": worker, "reason": str(error)})
+        # Clients show events of this topic as warnings.
+        self.scheduler.log_event("warn", f"Worker {worker} gets no pinned tasks. {error}")
         self._refresh_barriers()
 
     # Pools without workers.

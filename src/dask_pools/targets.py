@@ -1,8 +1,8 @@
 """Where writing goes: which data centre holds the target of a store.
 
 The rules are those of the data-centres files with which entries were opened in this session, and after them
-those of the file that `dask.config` names (``pools.data-centres``). They travel with every graph that is sent,
-since it is on the scheduler that graphs are looked at. Nothing is opened or asked for here.
+those of the file that `dask.config` names (``pools.data-centres``). They travel with every graph that is
+sent, since it is on the scheduler that graphs are looked at. Nothing is opened or asked for here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Rules", "locate", "pools_of_stores", "remember", "rules", "rules_to_send", "url_of"]
 
 Rules = tuple[tuple["DataCentres", ...], tuple["DataCentres", ...]]
-"""Those that entries of this session were opened with; and the default ones, for what the first do not know."""
+"""Those that entries of this session were opened with; then the default ones, for what the first know not."""
 
 _remembered: dict[str, DataCentres] = {}
 _default: tuple[object, tuple[DataCentres, ...]] = (None, ())
@@ -132,13 +132,17 @@ def locate(url: str, rules: Rules, instead: str) -> str | None:
     if place.scheme:
         return None
     why = "is a relative path, which no rule can locate" if place.relative else "is hosted by no data centre"
-    prefixes = [f"{rule.prefix} ({rule.data_centre})" for several in rules for one in several for rule in one.rules]
-    shown = "; ".join(prefixes[:_SHOWN]) + (f"; and {len(prefixes) - _SHOWN} more" if prefixes[_SHOWN:] else "")
+    prefixes = [
+        f"{rule.prefix} ({rule.data_centre})" for several in rules for one in several for rule in one.rules
+    ]
+    shown = "; ".join(prefixes[:_SHOWN]) + (
+        f"; and {len(prefixes) - _SHOWN} more" if prefixes[_SHOWN:] else ""
+    )
     known = f" A path below one of these needs none: {shown}." if prefixes else ""
     raise UnlocatedError(
-        f"{url} {why}, so nothing has been written: tasks in several data centres would scatter its chunks over "
-        f"their disks. To write it at the client: {instead}. To write it in a data centre, say which: inside "
-        f"`with dask_pools.pool(NAME):`.{known}"
+        f"{url} {why}, so nothing has been written: tasks in several data centres would scatter its chunks "
+        f"over their disks. To write it at the client: {instead}. To write it in a data centre, say which: "
+        f"inside `with dask_pools.pool(NAME):`.{known}"
     )
 
 

@@ -188,7 +188,9 @@ def test_a_merge_key_is_understood():
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path):
-    with pytest.raises(DataCentresError, match=r"data-centres file .*/none.yaml cannot be read: No such file"):
+    with pytest.raises(
+        DataCentresError, match=r"data-centres file .*/none.yaml cannot be read: No such file"
+    ):
         data_centres.read(tmp_path / "none.yaml")
 
 

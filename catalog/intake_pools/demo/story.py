@@ -47,11 +47,7 @@ from intake_pools.shipped import shipped
 
 __all__ = ["DemoError", "run"]
 
-WORKERS = 2
 UNITS = "difference of air temperature / K"
-# At the default size the observations would come along with their metadata. They are to stay where they are,
-# as they do at full size.
-EAGER_SIZE = "16 kiB"
 # Temperatures near 300 K in single precision: 18 of them add up to rounding errors of some 1e-4 K.
 TOLERANCE = 2e-3
 
@@ -124,10 +120,7 @@ def run(size: str, output: Path, keep: Path | None, console: Console | None = No
         _prepare(root, shape, samples, console)
         sites = Sites(directories_below(root))
         isolation = find_isolation()
-        with (
-            dask.config.set({"pools.eager-size": EAGER_SIZE}),
-            start_pools(sites.directories, WORKERS, isolation) as cluster,
-        ):
+        with start_pools(sites.directories, isolation) as cluster:
             console.print(f"Started {cluster}\nIsolation: {isolation.value}.")
             with cluster.get_client() as client:
                 outcomes, maps = _calculate(client, sites, isolation, console)
@@ -136,7 +129,9 @@ def run(size: str, output: Path, keep: Path | None, console: Console | None = No
     draw(maps, output)
     console.print(f"\nMaps of both differences: {output.resolve()}")
     if keep is not None:
-        console.print(f"The sites' files are still in {keep.resolve()}")
+        for name in ("demo.yaml", "data-centres.yaml"):
+            shutil.copyfile(shipped(name), keep / name)
+        console.print(f"The sites' files and their catalogue: {keep.resolve()}")
 
 
 def _grid(size: str) -> FieldShape:
@@ -246,7 +241,7 @@ def _calculate(
     outcome, scenario_map = _succeed(client, "A1B − E1 with pins", scenarios, expected, console)
     outcomes.append(outcome)
 
-    outcomes.append(Outcome("copying the files first", "not run", None, sites.stored))
+    outcomes.append(Outcome("copying all files", "not run", None, sites.stored))
     return outcomes, [
         Map("Forecast less observations", forecast_map, UNITS),
         Map(f"Scenario A1B less E1, {PERIOD[0]}–{PERIOD[1]}", scenario_map, UNITS),
@@ -311,10 +306,14 @@ def _succeed(
 
 
 def _table(outcomes: list[Outcome], sites: Sites) -> Table:
-    table = Table(title="What each way took, and what left each pool", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="What each way took, and what left each pool",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,  # fits into 80 columns
+    )
     table.add_column("way", no_wrap=True)
     table.add_column("result", no_wrap=True)
-    table.add_column("seconds", justify="right")
+    table.add_column("seconds", justify="right", no_wrap=True)
     for name in sites.directories:
         table.add_column(f"left\n{name}", justify="right", no_wrap=True)
     for outcome in outcomes:

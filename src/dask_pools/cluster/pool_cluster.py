@@ -26,6 +26,8 @@ from distributed.utils import NoOpAwaitable
 from dask_pools import pins
 from dask_pools.cluster.launchers import LaunchedWorker, Launcher, WorkerShape
 from dask_pools.errors import PoolUnavailableError
+from dask_pools.propagate import connect, propagate_pools
+from dask_pools.scheduler import install
 
 __all__ = ["PoolCluster", "PoolSpec"]
 
@@ -89,6 +91,7 @@ class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publish
         self.shape = shape
         self.failure: str | None = None
         self._launched: LaunchedWorker | None = None
+        self._closing: asyncio.Future[object] | None = None
 
     async def start(self) -> None:
         """Launch it, and keep the reason if that fails."""
@@ -103,7 +106,9 @@ class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publish
     async def close(self) -> None:
         """Stop it."""
         if self._launched is not None:
-            await self._launched.close()
+            # Once, whoever asks, and everyone waits for it.
+            self._closing = self._closing or asyncio.ensure_future(self._launched.close())
+            await self._closing
         await super().close()
 
 
@@ -146,9 +151,6 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         silence_logs: int | None = logging.WARNING,
         **kwargs: Any,
     ) -> None:
-        # Imported here, like the plugin below: both are heavy, and a launcher's user may need neither.
-        from dask_pools.propagate import propagate_pools
-
         self._pool_specs = dict(pools)
         for pool, spec in self._pool_specs.items():
             pins.check_name(pool)
@@ -220,8 +222,6 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
 
     def get_client(self) -> Client:
         """Client of this cluster; the current one if there is one already."""
-        from dask_pools.propagate import connect
-
         client = super().get_client()
         if not client.asynchronous:
             connect(client)
@@ -318,6 +318,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                     del self.workers[name]
                     self.worker_spec.pop(name, None)
                     self._failures[worker.pool] = (time.monotonic(), worker.failure)
+                    logger.warning("Could not start %s.", worker.failure)
         await self._see_workers()
 
     async def _retire(self, names: Iterable[str]) -> None:
@@ -346,9 +347,11 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
     async def _correct_state_and_log(self) -> None:
         try:
             await self._correct_state()
-        except Exception as error:
+        except PoolUnavailableError:
+            pass  # logged already, and reported to the scheduler
+        except Exception:
             if self.status == Status.running:
-                logger.warning("%s", error)
+                logger.exception("Could not bring the workers to what they should be.")
 
     # Answering for the pools
 
@@ -358,8 +361,6 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             return
         try:
             if isinstance(self.scheduler, Scheduler):
-                from dask_pools.scheduler import install
-
                 install(self.scheduler)
             # Once now: who connects next must not be told that nobody answers for the pools.
             await self._supply()

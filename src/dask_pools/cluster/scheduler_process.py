@@ -23,6 +23,8 @@ from distributed import Scheduler
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
+from dask_pools.scheduler import install
+
 __all__ = ["SchedulerProcess"]
 
 START_TIMEOUT = 60.0
@@ -134,9 +136,6 @@ def main() -> None:
 
 
 async def _serve(options: dict[str, Any]) -> None:
-    # Imported here: only the child needs the plugin at this point.
-    from dask_pools.scheduler import install
-
     orphaned = asyncio.Event()
     threading.Thread(target=_watch_parent, args=(asyncio.get_running_loop(), orphaned), daemon=True).start()
     try:

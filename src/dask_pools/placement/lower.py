@@ -190,13 +190,14 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) 
             read.sizes[name] = (chunks, getattr(described["dtype"], "itemsize", 8))
     if not own:
         return None
-    for name in set(stripped).difference(own) if locate is not None else ():
-        found = locate(dsk.layers[name])
-        if isinstance(found, str):
-            own[name] = frozenset([found])
-        elif found:
-            read.pins.update(found)
-            own[name] = frozenset(found.values())
+    if locate is not None:
+        for name in set(stripped).difference(own):
+            held_by = locate(dsk.layers[name])
+            if isinstance(held_by, str):
+                own[name] = frozenset([held_by])
+            elif held_by:
+                read.pins.update(held_by)
+                own[name] = frozenset(held_by.values())
     read.pools = _spread(own, dsk.dependencies, stripped)
     read.graph = HighLevelGraph(stripped, dsk.dependencies)
     return read

@@ -11,6 +11,7 @@ seconds.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import logging
 import os
@@ -18,7 +19,6 @@ import signal
 import sys
 import sysconfig
 import time
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +135,7 @@ class LocalWorker:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._last_lines: deque[str] = deque(maxlen=20)
+        self._said = ""
         self._forwarding = asyncio.create_task(self._forward())
 
     async def joined(self, scheduler: str, name: str) -> None:
@@ -156,7 +156,8 @@ class LocalWorker:
                     return
                 if self._process.returncode is not None:
                     await self._forwarding
-                    said = next((line for line in reversed(self._last_lines) if line.strip()), "nothing")
+                    lines = self._said.split("\n")
+                    said = next((line for line in reversed(lines) if line.strip()), "nothing")
                     raise RuntimeError(
                         f"its process ended with exit code {self._process.returncode}, saying: {said.strip()}"
                     )
@@ -167,9 +168,10 @@ class LocalWorker:
     async def _forward(self) -> None:
         """Pass on what it writes to stderr, and keep the last of it."""
         assert self._process.stderr is not None
-        while line := await self._process.stderr.readline():
-            text = line.decode(errors="replace")
-            self._last_lines.append(text)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        while chunk := await self._process.stderr.read(2**16):
+            text = decoder.decode(chunk)
+            self._said = (self._said + text)[-4000:]
             with suppress(ValueError, OSError):  # stderr may have been closed here
                 sys.stderr.write(text)
 

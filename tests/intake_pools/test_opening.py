@@ -1,0 +1,395 @@
+import asyncio
+import os
+import pickle
+import shutil
+import time
+
+import dask
+import distributed
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from dask_pools import get_pool
+from dask_pools.errors import DataChangedError, EntryError, MisplacedTaskError
+from intake_pools import load_from_catalog, stores
+
+KINDS = ["netcdf3", "netcdf4", "zarr2", "zarr3"]
+
+
+def quietly(kind):
+    """Say that the metadata is not consolidated; xarray would try and warn."""
+    return {"consolidated": False} if kind == "zarr3" else {}
+
+
+def replace(path, write):
+    """Write a file or store anew, as rsync or an editor would: beside the old one, then in its place."""
+    beside = path.with_name(f"{path.name}.new")
+    write(beside)
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(beside, path)
+
+
+def assert_same(encoding, other):
+    assert list(encoding) == list(other)
+    for key, value in encoding.items():
+        assert value == other[key] or (np.isnan(value) and np.isnan(other[key]))
+
+
+def load(path, data_centre="ecmwf", **kwargs):
+    return load_from_catalog(str(path), data_centre=data_centre, **kwargs)
+
+
+@pytest.fixture
+def blind(monkeypatch):
+    """Let this process open or look at no data: whoever does so is to be a worker."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the client touched the data")
+
+    for name in ("version_of", "stamp_of", "_open", "source_of", "opened", "reopened", "expand"):
+        monkeypatch.setattr(stores, name, refuse)
+    monkeypatch.setattr(xr, "open_dataset", refuse)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("eager", ["0 B", "1 MiB"])
+def test_what_comes_back_is_what_xarray_opens_there(write, client, ecmwf, forecast, named, kind, eager):
+    write(forecast, ecmwf / named, kind)
+    engine = "zarr" if kind.startswith("zarr") else None
+    with xr.open_dataset(ecmwf / named, engine=engine, chunks={}, **quietly(kind)) as stock:
+        with dask.config.set({"pools.eager-size": eager}):
+            ours = load(named)
+        assert ours.encoding["source"] == stock.encoding["source"]
+        assert set(ours.coords) == set(stock.coords)
+        for name, variable in stock.variables.items():
+            assert_same(ours.variables[name].encoding, variable.encoding)
+            if eager == "0 B" and variable.ndim and name not in stock.xindexes:
+                assert ours[name].chunks == variable.chunks
+            else:
+                assert ours[name].chunks is None
+        xr.testing.assert_identical(ours.compute(), stock.compute())
+
+
+@pytest.mark.usefixtures("lazily")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_client_touches_no_data(write, client, ecmwf, forecast, named, kind, request):
+    write(forecast, ecmwf / named, kind)
+    request.getfixturevalue("blind")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    ds = load(named)
+    assert "height" in repr(ds)
+    assert ds["crs"].load().item() == 4326
+    assert ds["issued"].values == np.datetime64("2026-01-01T12")
+    ds["lat"].plot()
+    ds["area"].plot()
+    ds["t"].mean("time").plot()
+    assert ds._repr_html_()
+    assert float(ds["t"].mean()) == pytest.approx(float(forecast["t"].mean()))
+    xr.testing.assert_allclose(ds.isel(time=[0, 3], lon=2).compute(), forecast.isel(time=[0, 3], lon=2))
+    ds.close()
+    assert ds["t"].sum().compute() == pytest.approx(forecast["t"].sum().item(), rel=1e-5)
+
+
+@pytest.mark.usefixtures("lazily")
+def test_chunks_are_read_in_the_pool_and_both_carriers_say_so(write, client, ecmwf, forecast, named):
+    write(forecast, ecmwf / named)
+    ds = load(named)
+    assert get_pool(ds) == "ecmwf"
+    layer = ds["t"].data.dask.layers[ds["t"].data.name]
+    assert layer.annotations["resources"] == {"pool-ecmwf": 0}
+    assert ds["t"].data.name.startswith("read-t@ecmwf-")
+
+
+@pytest.mark.usefixtures("lazily")
+def test_an_ambient_pool_or_annotation_does_not_move_an_entry(write, client, ecmwf, forecast, named):
+    write(forecast, ecmwf / named)
+    with dask.annotate(resources={"pool-eumetsat": 0, "GPU": 0}, priority=3):
+        ds = load(named)
+    layer = ds["t"].data.dask.layers[ds["t"].data.name]
+    assert layer.annotations == {"resources": {"pool-ecmwf": 0, "GPU": 0}, "priority": 3}
+
+
+def test_one_path_in_two_data_centres_is_two_datasets(write, client, ecmwf, eumetsat, named):
+    field = xr.DataArray(np.full((40, 100), 1.0), dims=("y", "x"), name="v").to_dataset()
+    write(field, ecmwf / named)
+    write(field + 1, eumetsat / named)
+    with dask.config.set({"pools.eager-size": 0}):
+        x, y = load(named)["v"], load(named, "eumetsat")["v"]
+        assert x.data.name != y.data.name
+        assert (x - y).sum().compute() == -4000
+
+
+@pytest.mark.usefixtures("lazily")
+def test_one_file_in_two_data_centres_has_two_names(write, client, tmp_path, forecast):
+    write(forecast, tmp_path / "a.nc")
+    x, y = load(tmp_path / "a.nc"), load(tmp_path / "a.nc", "eumetsat")
+    assert x["t"].data.name != y["t"].data.name
+
+
+@pytest.mark.usefixtures("lazily")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_file_has_the_same_names_and_a_changed_one_new_names(
+    write, client, ecmwf, forecast, named, kind
+):
+    write(forecast, ecmwf / named, kind)
+    first, again = load(named), load(named)
+    assert first["t"].data.name == again["t"].data.name
+    replace(ecmwf / named, lambda path: write(forecast.assign(t=forecast["t"] + 1), path, kind))
+    changed = load(named)
+    assert changed["t"].data.name != first["t"].data.name
+    assert float(changed["t"].mean() - forecast["t"].mean()) == pytest.approx(1, abs=1e-4)
+    with pytest.raises(
+        DataChangedError, match=rf"of {named} cannot be read: version .* Open the entry again"
+    ):
+        first["t"].sum().compute()
+
+
+@pytest.mark.usefixtures("lazily")
+def test_a_file_that_nobody_reads_any_more_can_be_written_by_others(write, client, ecmwf, forecast, named):
+    write(forecast, ecmwf / named)
+    before = load(named)["t"]
+    assert before.mean().compute() == pytest.approx(forecast["t"].mean().item(), rel=1e-5)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            write(forecast.assign(t=forecast["t"] * 0), ecmwf / named)
+            break
+        except PermissionError:  # HDF5's lock: a worker has it open
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert load(named)["t"].sum().compute() == 0
+
+
+@pytest.mark.usefixtures("lazily")
+def test_names_follow_what_decides_the_content_and_nothing_else(write, client, ecmwf, forecast, named):
+    write(forecast, ecmwf / named)
+    name = load(named)["t"].data.name
+    assert load(ecmwf / named)["t"].data.name == name
+    assert load(named, chunks={"time": 2})["t"].data.name == name  # that is what is stored
+    assert load(named, chunks={"time": 3})["t"].data.name != name
+    assert load(named, version="2")["t"].data.name != name
+    assert load(named, xarray_kwargs={"mask_and_scale": False})["t"].data.name != name
+    assert load(named)["packed"].data.name != name
+
+
+@pytest.mark.usefixtures("lazily")
+def test_a_stated_version_gives_new_names_to_chunks_that_were_rewritten_in_place(
+    write, client, ecmwf, forecast, named
+):
+    write(forecast, ecmwf / named, "zarr3")
+    first = load(named, version="a")["t"]
+    later = (forecast[["t"]] * 0).drop_vars(["area", "height", "lat", "lon", "time"])
+    later.isel(time=slice(0, 2)).to_zarr(ecmwf / named, region={"time": slice(0, 2)}, consolidated=False)
+    # Such a change leaves no mark in the metadata.
+    assert load(named, version="a")["t"].data.name == first.data.name
+    assert load(named, version="b")["t"].data.name != first.data.name
+
+
+@pytest.mark.usefixtures("lazily")
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_that_is_gone_is_an_error_and_never_fill_values(write, client, ecmwf, forecast, named, kind):
+    write(forecast, ecmwf / named, kind)
+    ds = load(named)
+    if kind.startswith("zarr"):
+        shutil.rmtree(ecmwf / named)
+    else:
+        (ecmwf / named).unlink()
+    with pytest.raises(DataChangedError, match="version none"):
+        ds["t"].sum().compute()
+
+
+@pytest.mark.usefixtures("lazily")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chunk_that_lost_its_pin_is_not_read_on_a_worker_of_another_pool(
+    write, client, ecmwf, eumetsat, forecast, named, kind
+):
+    write(forecast, ecmwf / named, kind)
+    write(forecast.assign(t=forecast["t"] * 0), eumetsat / named, kind)
+    recipe = _recipe(load(named)["t"])
+    lost = client.submit(lambda: recipe[0:1], resources={"pool-eumetsat": 0}, pure=False)
+    # Not result(): what it raises would keep the future alive.
+    error = lost.exception()
+    assert isinstance(error, MisplacedTaskError)
+    assert f"t[0:1] of {named} lives in pool 'ecmwf', but was about to be read on worker" in str(error)
+    kept = client.submit(lambda: recipe[0:1], resources={"pool-ecmwf": 0}, pure=False)
+    np.testing.assert_allclose(kept.result(), forecast["t"][0:1])
+
+
+def _recipe(array):
+    from intake_pools.recipes import RemoteVariable
+
+    (layer,) = array.data.dask.layers.values()
+    (recipe,) = [part for part, _ in layer.indices if isinstance(part, RemoteVariable)]
+    return recipe
+
+
+@pytest.mark.usefixtures("lazily")
+def test_an_absent_chunk_of_a_zarr_that_is_there_is_its_fill_value(write, client, ecmwf, forecast, named):
+    write(forecast, ecmwf / named, "zarr3")
+    chunk = ecmwf / named / "t" / "c" / "0" / "0" / "0"
+    assert chunk.exists()
+    chunk.unlink()
+    assert np.isnan(load(named)["t"][:2].values).all()
+
+
+@pytest.mark.usefixtures("lazily")
+def test_a_zarr_that_vanishes_while_it_is_open_gives_no_fill_values(write, tmp_path, forecast):
+    write(forecast, tmp_path / "a", "zarr2")
+    source = stores.source_of(str(tmp_path / "a"), "zarr", {}, {})
+    dataset = stores.reopened(source).dataset
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(stores.StoreGone):
+        dataset["t"].values  # noqa: B018
+
+
+@pytest.mark.usefixtures("lazily")
+def test_an_opened_dataset_is_small(write, client, ecmwf, named):
+    names = [f"v{number}" for number in range(20)]
+    shape = (10, 50, 50)
+    many = xr.Dataset({name: (("time", "y", "x"), np.zeros(shape)) for name in names})
+    write(many, ecmwf / named)
+    assert len(pickle.dumps(load(named))) < 2500 * len(names)
+
+
+def test_one_layer_a_variable_and_as_many_tasks_as_chunks(write, client, ecmwf, forecast, named):
+    write(forecast, ecmwf / named)
+    with dask.config.set({"pools.eager-size": 0}):
+        graph = load(named)["t"].data.dask
+    assert len(graph.layers) == 1
+    assert len(graph) == 3
+
+
+def test_small_variables_come_along_but_not_without_end(write, client, ecmwf, named):
+    small = {f"v{number}": (("x",), np.zeros(1000)) for number in range(40)}
+    write(xr.Dataset(small), ecmwf / named)
+    with dask.config.set({"pools.eager-size": "8 kB"}):
+        ds = load(named)
+    assert sum(array.chunks is None for array in ds.values()) == 16
+    with dask.config.set({"pools.eager-size": "7 kB"}):
+        ds = load(named)
+    assert all(array.chunks for array in ds.values())
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [{}, {"time": 4}, {"time": -1, "lat": 2}, "auto", 2, -1, {"time": "auto"}, {"time": (1, 5)}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:The specified chunks separate")
+@pytest.mark.usefixtures("lazily")
+def test_chunks_are_those_that_xarray_chooses(write, client, ecmwf, forecast, named, chunks, kind):
+    write(forecast, ecmwf / named, kind)
+    ours = load(named, chunks=chunks)
+    engine = "zarr" if kind.startswith("zarr") else None
+    with xr.open_dataset(ecmwf / named, engine=engine, chunks=chunks, **quietly(kind)) as stock:
+        assert {name: ours[name].chunks for name in ("t", "packed")} == {
+            name: stock[name].chunks for name in ("t", "packed")
+        }
+
+
+@pytest.mark.usefixtures("lazily")
+def test_what_is_stored_in_one_piece_is_cut_along_the_file(write, client, ecmwf, named):
+    whole = xr.Dataset({"v": (("a", "b", "c"), np.zeros((6, 100, 100)))})
+    write(whole, ecmwf / named, "netcdf3")
+    with dask.config.set({"array.chunk-size": "170 kB"}):
+        assert load(named)["v"].chunks == ((2, 2, 2), (100,), (100,))
+    with dask.config.set({"array.chunk-size": "50 kB"}):
+        assert load(named)["v"].chunks == ((1,) * 6, (50, 50), (100,))
+
+
+@pytest.mark.usefixtures("lazily")
+def test_groups_of_files_and_stores(client, ecmwf, forecast, named):
+    forecast.to_netcdf(ecmwf / f"{named}.nc", group="a/b")
+    forecast.to_zarr(ecmwf / f"{named}.zarr", group="a/b", consolidated=False)
+    for version in (2, 3):
+        path = ecmwf / f"{named}.{version}.zarr"
+        forecast.to_zarr(path, group="a/b", zarr_format=version, consolidated=False)
+        zarr.consolidate_metadata(zarr.storage.LocalStore(path))
+    for path in (f"{named}.nc", f"{named}.zarr", f"{named}.2.zarr", f"{named}.3.zarr"):
+        ds = load(path, xarray_kwargs={"group": "a/b"})
+        xr.testing.assert_allclose(ds.compute(), forecast)
+
+
+@pytest.mark.usefixtures("lazily")
+def test_times_of_other_calendars_and_undecoded_ones(write, client, ecmwf, named):
+    import cftime
+
+    times = xr.date_range("2000-01-01", periods=4, calendar="360_day", use_cftime=True)
+    write(xr.Dataset({"v": (("time",), np.arange(4.0))}, {"time": times}), ecmwf / named)
+    assert isinstance(load(named)["time"].values[0], cftime.Datetime360Day)
+    assert load(named, xarray_kwargs={"decode_times": False})["time"].dtype.kind in "if"
+    lazy = xr.Dataset({"when": (("x",), times)})
+    write(lazy, ecmwf / f"{named}2")
+    ds = load(f"{named}2", chunks={"x": 2})
+    assert ds["when"].chunks == ((2, 2),)
+    assert list(ds["when"].values) == list(times)
+
+
+@pytest.mark.usefixtures("lazily")
+@pytest.mark.parametrize("how", ["by_coords", "nested"])
+def test_several_files_are_combined_as_xarray_combines_them(write, client, ecmwf, forecast, named, how):
+    forecast = forecast.drop_vars(["crs", "issued"])
+    for number in range(3):
+        write(forecast.isel(time=slice(2 * number, 2 * number + 2)), ecmwf / f"{named}-{number}.nc")
+    options = {"combine": how} | ({"concat_dim": "time"} if how == "nested" else {})
+    ours = load(f"{named}-*.nc", xarray_kwargs=options)
+    listed = load_from_catalog(
+        [f"{named}-{number}.nc" for number in range(3)], data_centre="ecmwf", xarray_kwargs=options
+    )
+    with xr.open_mfdataset(str(ecmwf / f"{named}-*.nc"), **options) as stock:
+        assert ours["t"].chunks == listed["t"].chunks == stock["t"].chunks
+        xr.testing.assert_identical(ours.compute(), stock.compute())
+        xr.testing.assert_identical(listed.compute(), stock.compute())
+    assert get_pool(ours) == "ecmwf"
+    assert ours["t"].data.name == load(f"{named}-*.nc", xarray_kwargs=options)["t"].data.name
+
+
+@pytest.mark.usefixtures("lazily")
+def test_with_pins_off_an_entry_opens_unannotated_and_the_guard_still_guards(
+    write, client, ecmwf, eumetsat, forecast, named
+):
+    write(forecast, ecmwf / named)
+    with dask.config.set({"pools.propagate": False}):
+        ds = load(named)
+        (layer,) = ds["t"].data.dask.layers.values()
+        assert not layer.annotations
+        astray = client.compute(ds["t"].data.sum(), workers=_workers(client, "eumetsat"))
+        assert isinstance(astray.exception(), MisplacedTaskError)
+        assert client.compute(ds["t"].data.mean(), workers=_workers(client, "ecmwf")).result()
+
+
+def _workers(client, pool):
+    info = client.scheduler_info(n_workers=-1)["workers"]
+    return [address for address, worker in info.items() if f"pool-{pool}" in worker["resources"]]
+
+
+@pytest.mark.usefixtures("lazily")
+def test_a_task_opens_entries_of_its_own_pool_and_of_another(write, client, ecmwf, eumetsat, forecast, named):
+    write(forecast, ecmwf / named)
+
+    def mean():
+        return float(load(named)["t"].mean().compute())
+
+    for pool in ("ecmwf", "eumetsat"):
+        future = client.submit(mean, resources={f"pool-{pool}": 0}, pure=False)
+        assert future.result(timeout=30) == pytest.approx(float(forecast["t"].mean()), rel=1e-5)
+
+
+def test_inside_the_event_loop_the_way_out_is_named_and_works(write, pools, ecmwf, forecast, named):
+    write(forecast, ecmwf / named)
+
+    async def main():
+        async with distributed.Client(pools.scheduler_address, asynchronous=True) as client:
+            with pytest.raises(EntryError, match=r"await asyncio.to_thread\(entry.to_dask\)"):
+                load(named)
+            with dask.config.set({"pools.eager-size": 0}):
+                ds = await asyncio.to_thread(load, named)
+            return await client.compute(ds["t"].data.mean())
+
+    assert asyncio.run(main()) == pytest.approx(float(forecast["t"].mean()), rel=1e-5)

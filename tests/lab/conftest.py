@@ -1,0 +1,80 @@
+"""Two sites that cannot see each other's data, their workers, and a scheduler that can see neither's."""
+
+from __future__ import annotations
+
+import gc
+import uuid
+from collections.abc import Iterator
+
+import dask
+import pytest
+from distributed import Client, Scheduler
+from layout import lay_out
+from namespaces import FORBIDDEN, ROOT, Site, isolation, mounted, start_cluster, start_sites
+
+from dask_pools.cluster import PoolCluster
+from leftovers import eventually
+from whereabouts import Seen, watch
+
+WORKERS = {"ecmwf": 1, "eumetsat": 2}
+"""eumetsat has more idle threads, so a task that is free would go there."""
+
+
+@pytest.fixture(scope="session")
+def sites() -> Iterator[dict[str, Site]]:
+    """ecmwf and eumetsat, with the data that `layout` says."""
+    if not isolation().is_real:
+        pytest.skip(FORBIDDEN)
+    with start_sites(WORKERS) as sites:
+        lay_out(sites)
+        yield sites
+    names = [site.mount for site in sites.values()]
+    assert eventually(lambda: not mounted(names)), mounted(names)
+
+
+@pytest.fixture(scope="session")
+def cluster(sites: dict[str, Site]) -> Iterator[PoolCluster]:
+    with start_cluster(sites, WORKERS) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def session_client(cluster: PoolCluster) -> Iterator[Client]:
+    with cluster.get_client() as client:
+        yield client
+
+
+def _tasks(dask_scheduler: Scheduler) -> list[str]:
+    return [str(key) for key in dask_scheduler.tasks]
+
+
+@pytest.fixture
+def client(session_client: Client, cluster: PoolCluster, request: pytest.FixtureRequest) -> Iterator[Client]:
+    """The current client; fails a test after which results remain on the scheduler, or workers are lost."""
+    with session_client.as_current():
+        yield session_client
+    assert eventually(lambda: {pool: len(names) for pool, names in cluster.pools.items()} == WORKERS, 60)
+    if not request.session.testsfailed:  # the traceback of one that failed keeps its results alive
+        gc.collect()
+        assert eventually(lambda: not session_client.run_on_scheduler(_tasks), 5)
+
+
+@pytest.fixture
+def whereabouts(client: Client) -> Iterator[Seen]:
+    with watch(client) as seen:
+        yield seen
+
+
+@pytest.fixture
+def lazily() -> Iterator[None]:
+    """Small as the data of the tests is, nothing of it comes with the metadata."""
+    with dask.config.set({"pools.eager-size": "0 B"}):
+        yield
+
+
+@pytest.fixture
+def folder(sites: dict[str, Site]) -> str:
+    """A new directory at ecmwf."""
+    path = ROOT / "ecmwf" / uuid.uuid4().hex
+    sites["ecmwf"].from_outside(path).mkdir()
+    return str(path)
