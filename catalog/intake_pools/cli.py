@@ -42,11 +42,12 @@ def demo(size: str, output: Path, keep: Path | None) -> None:
     starts workers at both, and computes the differences: first without pins, which fails, then with them.
     """
     with _stoppable():
+        from dask_pools.errors import PoolsError
         from intake_pools.demo.story import DemoError, run
 
         try:
             run(size=size, output=output, keep=keep)
-        except DemoError as error:
+        except (DemoError, PoolsError) as error:
             raise click.ClickException(str(error)) from error
 
 

@@ -37,6 +37,7 @@ _DECIDED_HERE = {
     "from_array_kwargs": "how chunks are named and read is decided here",
     "chunked_array_type": "pins are Dask's",
     "filename_or_obj": "that is `urlpath`",
+    "lock": "which libraries need one is known here",
     "preprocess": "a function in a catalogue is not run",
 }
 

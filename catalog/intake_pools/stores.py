@@ -1,9 +1,9 @@
 """Files and zarr stores as one process sees them: what they are, their version, and opening them once.
 
 Everything here runs where the data is: in a worker of its pool, or in the client where there is no cluster.
-Each process opens for itself and keeps what it opened, so xarray's own locks hold (those of a Dataset that
-was opened in another process do not, and netCDF4 crashes), file objects are never sent, and nobody tries to
-reach data that it cannot see. It knows neither pools nor names of tasks.
+Each process opens for itself and keeps what it opened, so one lock holds (Datasets that other processes
+opened have other locks, and netCDF4 crashes), file objects are never sent, and nobody tries to reach data
+that it cannot see. It knows neither pools nor names of tasks.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dask.base import tokenize
 
 from dask_pools.errors import EntryError
 from intake_pools.entries import NETCDF, public_options, public_url
+from intake_pools.netcdf_lock import LOCK
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -35,6 +36,8 @@ __all__ = ["Opened", "Source", "StoreGone", "Version", "expand", "opened", "reop
 _ZARR_DOCUMENTS = ("zarr.json", ".zmetadata", ".zgroup", ".zarray", ".zattrs")
 # Engines that read file objects; others are given the URL itself.
 _FROM_FILE_OBJECTS = {"h5netcdf", "scipy"}
+# Engines on libraries that know no threads.
+_LOCKED = {"netcdf4", "h5netcdf"}
 # What tells one state of an object from another, by the names that file systems of fsspec use.
 _MARKS = (
     "ETag", "etag", "versionId", "version_id", "generation", "md5Hash", "Content-MD5", "content_md5",
@@ -346,7 +349,10 @@ def _open(source: Source, version: Version) -> xr.Dataset:
             f"engine {source.engine!r} takes no storage_options; h5netcdf and scipy read NetCDF with them"
         )
     # chunks=None: Dask comes in one floor up, with names of ours.
-    return xr.open_dataset(target, engine=source.engine, chunks=None, cache=False, **kwargs)
+    if source.engine not in _LOCKED:
+        return xr.open_dataset(target, engine=source.engine, chunks=None, cache=False, **kwargs)
+    with LOCK:
+        return xr.open_dataset(target, engine=source.engine, chunks=None, cache=False, lock=LOCK, **kwargs)
 
 
 def groups_of(source: Source) -> list[str]:
@@ -356,8 +362,8 @@ def groups_of(source: Source) -> list[str]:
 
         root = zarr.open_group(_guarded_store(source), mode="r")
         return sorted(path for path, member in root.members(max_depth=None) if isinstance(member, zarr.Group))
-    if source.local:
-        with xr.open_datatree(source.url, engine=source.engine, chunks=None) as tree:
+    if source.local and source.engine in _LOCKED:
+        with LOCK, xr.open_datatree(source.url, engine=source.engine, chunks=None, lock=LOCK) as tree:
             return sorted(path.strip("/") for path in tree.groups if path != "/")
     return []
 

@@ -4,11 +4,13 @@ The methods of xarray and dask.array are wrapped once (`install`). This is neede
 metadata of a store or file from the client, before there is any graph that pins could be put on; to a path
 that only a data centre sees, they would write in the wrong place. The wrapped methods leave to the original
 what has no pins, targets that are no path or URL, and everything while ``pools.propagate`` is false.
+What is in memory at the client has no pins: it is written by the client.
 
 A located target is created by the original method on a worker of its pool, from a template: the same object,
 with names in the place of lazy arrays. It answers how the lazy arrays are to be encoded, and into what they
 go. The client then has the chunks written by tasks pinned to that pool. What is computed elsewhere crosses
-once, to there; graphs of the client are sent to nobody but the scheduler.
+once, to there; graphs of the client are sent to nobody but the scheduler. A call returns what it does in
+xarray and dask.array, but for ``to_zarr`` with ``compute=True``: None, since the store is not open here.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -32,11 +34,13 @@ import dask.array as da
 import xarray as xr
 from dask.base import is_dask_collection
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from distributed import Client, Lock, default_client, get_worker, worker_client
+from distributed import Client, Lock, get_client, get_worker, worker_client
 from xarray.backends.common import ArrayWriter
 
-from dask_pools import config, dask_internals, guard, pins, provision, targets
+from dask_pools import config, dask_internals, guard, pins, propagate, provision, targets
 from dask_pools.errors import MixedPoolsError
+from intake_pools.entries import public_url
+from intake_pools.netcdf_lock import LOCK
 
 __all__ = ["install"]
 
@@ -57,7 +61,7 @@ def install() -> None:
                 _replace([kind], method, _xarray_writer)
         # dask.array.Array.to_zarr calls this one.
         _replace([da.core, da], "to_zarr", _dask_writer)
-        _replace([xr, xr.backends.api], "save_mfdataset", _several_writer)
+        _replace([xr], "save_mfdataset", _several_writer)
         for method in ("to_zarr", "to_netcdf"):
             _replace([xr.DataTree], method, _tree_refuser)
 
@@ -136,17 +140,20 @@ def _dask_writer(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _several_writer(original: Callable[..., Any]) -> Callable[..., Any]:
     def write(*args: Any, **kwargs: Any) -> Any:
-        arguments = _arguments(original, args, kwargs) or {}
-        datasets, paths = list(arguments.pop("datasets", ())), list(arguments.pop("paths", ()))
-        if len(datasets) != len(paths) or not all(isinstance(one, xr.Dataset) for one in datasets):
+        arguments = _arguments(original, args, kwargs)
+        if arguments is None:
             return original(*args, **kwargs)
+        # Either may be an iterator.
+        datasets, paths = list(arguments.pop("datasets")), list(arguments.pop("paths"))
+        if len(datasets) != len(paths) or not all(isinstance(one, xr.Dataset) for one in datasets):
+            return original(datasets, paths, **arguments)
         instead = "xr.save_mfdataset(dask.compute(*datasets), paths)"
         located = False
         for dataset, path in zip(datasets, paths, strict=True):
             with _destination(dataset, path, instead) as found:
                 located = located or found is not None
         if not located:
-            return original(*args, **kwargs)
+            return original(datasets, paths, **arguments)
         compute = arguments.pop("compute", True)
         writes = [
             dataset.to_netcdf(path, compute=False, **arguments)
@@ -192,40 +199,34 @@ def _destination(array: Any, target: Any, instead: str) -> Iterator[tuple[Client
         As `dask_pools.targets.locate`.
     """
     url = targets.url_of(target) if config.propagating() and _creating.get() is None else None
-    if url is None or not is_dask_collection(array):
+    client = get_client() if _in_a_task() else propagate.computing_client()
+    if url is None or client is None or not is_dask_collection(array):
+        # Where Dask computes in this process there is one disk.
         yield None
         return
-    with _client() as client:
-        if client is None:
-            yield None  # one machine, one disk
-            return
-        pool = _ambient()
-        if pool is None and _has_pins(array, client):
-            pool = targets.locate(url, targets.rules(), f"`{instead.replace('…', repr(url))}`")
-        if pool is None:
-            yield None
-            return
-        if client.asynchronous:
-            raise RuntimeError(
-                "Pinned data cannot be written inside the event loop of an asynchronous client. Give the "
-                "loop free: `await asyncio.to_thread(ds.to_zarr, path)`."
-            )
+    pool = _ambient()
+    if pool is None and _has_pins(array, client):
+        pool = targets.locate(url, targets.rules(), f"`{instead.replace('…', repr(url))}`")
+    if pool is None:
+        yield None
+        return
+    if client.asynchronous:
+        raise RuntimeError(
+            "Pinned data cannot be written inside the event loop of an asynchronous client. Give the loop "
+            "free: `await asyncio.to_thread(ds.to_zarr, path)`."
+        )
+    # A task that writes waits for others: it gives its thread away.
+    with worker_client() if _in_a_task() else nullcontext(client) as client:
         provision.ensure_workers(client, pool)
         yield client, pool, url
 
 
-def _client() -> AbstractContextManager[Any]:
+def _in_a_task() -> bool:
     try:
         get_worker()
     except ValueError:
-        pass
-    else:
-        # This task waits for others: it gives its thread away, and uses the worker's client.
-        return worker_client()  # type: ignore[no-any-return]
-    try:
-        return nullcontext(default_client())
-    except ValueError:
-        return nullcontext(None)
+        return False
+    return True
 
 
 def _ambient() -> str | None:
@@ -247,7 +248,9 @@ def _has_pins(array: Any, client: Client) -> bool:
             return True
         if not dask_internals.is_symbolic(layer):
             persisted += [value.key for value in layer.values() if dask_internals.is_future(value)]
-    return bool(persisted) and bool(client.sync(client.run_on_scheduler, _in_a_pool, persisted))
+    if not persisted or client.asynchronous:
+        return False
+    return bool(client.run_on_scheduler(_in_a_pool, persisted))
 
 
 def _in_a_pool(keys: Iterable[Any]) -> bool:
@@ -259,8 +262,8 @@ def _in_a_pool(keys: Iterable[Any]) -> bool:
 def _check_netcdf(url: str, arguments: Mapping[str, Any]) -> None:
     if "://" in url and not url.startswith(("file://", "local://")):
         raise ValueError(
-            f"to_netcdf cannot write {url}: NetCDF is written to a path that the workers of its data centre "
-            "see. Use to_zarr for object stores."
+            f"to_netcdf cannot write {public_url(url)}: NetCDF is written to a path that the workers of its "
+            "data centre see. Use to_zarr for object stores."
         )
     if arguments.get("engine") == "scipy":
         raise NotImplementedError(
@@ -376,7 +379,7 @@ class _Call:
 
     method: str
     parameter: str
-    url: str
+    url: str = field(repr=False)
     arguments: Mapping[str, Any] = field(repr=False)
 
     def __call__(self, template: Any) -> Any:
@@ -402,6 +405,9 @@ class _Part:
     one_by_one: bool
 
 
+# What matters to whoever opens the file again to write.
+_NETCDF_OPTIONS = ("auto_complex", "invalid_netcdf")
+
 _creating: ContextVar[list[Any] | None] = ContextVar("intake_pools_creating", default=None)
 
 
@@ -409,15 +415,20 @@ def _create(template: Any, call: _Call, pool: str) -> list[_Part] | Exception:
     """Create a store or file with everything but the chunks; exceptions come back as data."""
     guard.on_worker_of(pool, call.url, "The metadata")
     try:
-        with _captured() as captured:
+        # xarray writes metadata without a lock, and takes its own where it opens the file.
+        alone = LOCK.own if call.method == "to_netcdf" else nullcontext()
+        with alone, _captured() as captured:
             made = call(template)
         if isinstance(template, da.Array):
             layer = made.dask.layers[made.name]
             (source,) = made.dask.dependencies[made.name]
             target = dask_internals.store_targets(layer)[None]
             captured.append((da.Array(made.dask, source, made.chunks, meta=template._meta), target, None))
-        return [_part(*one) for one in captured]
+        options = {name: call.arguments[name] for name in _NETCDF_OPTIONS if call.arguments.get(name)}
+        return [_part(array, target, region, options) for array, target, region in captured]
     except Exception as error:
+        # What led to it says nothing to the caller, and may not survive the way.
+        error.__cause__ = error.__context__ = None
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:
@@ -450,7 +461,7 @@ def _capturing(original: Callable[..., Any]) -> Callable[..., Any]:
     return sync
 
 
-def _part(array: da.Array, target: Any, region: Any) -> _Part:
+def _part(array: da.Array, target: Any, region: Any, options: Mapping[str, Any]) -> _Part:
     starts = tuple(part.start or 0 for part in region) if region else (0,) * array.ndim
     store = getattr(target, "datastore", None)
     if store is None:
@@ -461,10 +472,12 @@ def _part(array: da.Array, target: Any, region: Any) -> _Part:
             f"{type(store).__name__} cannot write chunk by chunk from several processes. Take "
             "engine='netcdf4' or 'h5netcdf'."
         )
-    variable = functools.partial(
-        _netcdf_variable, type(store), type(target), store._filename, store._group, target.variable_name
+    reopen = functools.partial(
+        type(store).open, store._filename, mode="a", group=store._group, autoclose=True, **options
     )
-    return _Part(array, target.variable_name, starts, pickle.dumps(variable), True)
+    name = target.variable_name
+    opener = functools.partial(_netcdf_variable, store._filename, reopen, type(target), name)
+    return _Part(array, name, starts, pickle.dumps(opener), True)
 
 
 # On workers of the pool: writing chunks.
@@ -496,7 +509,7 @@ def _stored(part: _Part, lazy: Mapping[str, da.Array], pool: str, url: str) -> d
         for start, sizes in zip(part.starts, array.chunks, strict=True)
     )
     token = uuid.uuid4().hex
-    target = _Target(url, part.variable, pool, token, starts, part.opener, part.one_by_one)
+    target = _Target(public_url(url), part.variable, pool, token, starts, part.opener, part.one_by_one)
     with pins.pinned(pool):
         return array.map_blocks(
             _store_chunk,
@@ -556,22 +569,24 @@ def _zarr_array(array: Any) -> Any:
     import zarr
 
     try:
-        zarr.open_array(array.store, path=array.path, mode="r+")
+        zarr.open_array(array.store, path=array.path, mode="r")
+        return array
     except (FileNotFoundError, ValueError) as error:
-        # Some of zarr's own exceptions cannot be pickled.
-        raise FileNotFoundError(f"{array.store_path} is not there any more: {error}") from None
-    return array
+        reason = str(error)
+    # Not while handling that one: it would be sent along, and some of zarr's exceptions cannot be unpickled.
+    raise FileNotFoundError(f"{array.store_path} is not there any more: {reason}")
 
 
 @contextmanager
 def _netcdf_variable(
-    store_kind: Any, variable_kind: Any, path: str, group: str | None, name: str
+    path: str, reopen: Callable[..., Any], kind: Callable[[str, Any], Any], name: str
 ) -> Iterator[Any]:
-    """Open a variable of a file as xarray would, under the locks of this process, and close the file."""
+    """Open a variable of a file as xarray would, under the lock of this process, and close the file."""
     if not os.path.exists(path):
-        raise FileNotFoundError(path)
-    store = store_kind.open(path, mode="a", group=group, autoclose=True)
-    try:
-        yield variable_kind(name, store)
-    finally:
-        store.close()
+        raise FileNotFoundError(f"{path} is not there any more.")
+    with LOCK:
+        store = reopen(lock=LOCK)
+        try:
+            yield kind(name, store)
+        finally:
+            store.close()

@@ -9,19 +9,19 @@ Three kinds of nodes are added to Dask's, and only to frames that have pins:
 - `Meeting`, where blocks of several pools meet: an operation like any other, but never fused with what it
   reads, so that no task loads from two pools. A frame that Dask does not fuse has no task more for it.
 
-Beside the protocol of expressions (``operands``, ``_parameters``, ``_name``, ``_task``, ``_lower``) this leans
-on details of Dask, with a test for each in ``tests/dask_pools/test_frames.py``: a rewritten source is made by
-``type(self)(*operands)``; sources that ``_tune_up`` fuses hide in the operand ``_expr`` of a `FusedIO`; a
-`Fused` keeps what it was fused from in ``exprs``; `is_valid_blockwise_op` tells what may be fused.
+Beside the protocol of expressions (``operands``, ``_parameters``, ``_name``, ``_task``, ``_lower``) this
+leans on details of Dask, with a test for each in ``tests/dask_pools/test_frames.py``: a rewritten source is
+made by ``type(self)(*operands)``; sources that ``_tune_up`` fuses hide in the operand ``_expr`` of a
+`FusedIO`; a `Fused` keeps what it was fused from in ``exprs``; `is_valid_blockwise_op` tells what may be
+fused.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import dask
 from dask._expr import Expr as AnyExpr
 from dask._task_spec import convert_legacy_graph
 from dask.base import tokenize
@@ -36,6 +36,7 @@ from dask.dataframe.dask_expr._expr import (
 )
 from dask.dataframe.dask_expr.io import IO, FromGraph, FusedIO
 from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
 from dask.utils import key_split
 
@@ -59,7 +60,7 @@ def arranged(expr: Any, pool: str | None) -> Any:
     """
     if not isinstance(expr, Expr):
         return expr
-    expr = _name_delayeds(expr)
+    expr = _with_named_delayeds(expr)
     if pool is not None:
         expr = _pinned(expr, pool)
     if len(_pools(expr)) > 1:
@@ -139,14 +140,13 @@ class Separated(Blockwise):  # type: ignore[misc]  # dask publishes no types
     _preserves_partitioning_information = True
     _is_length_preserving = True
 
-    @staticmethod
-    def operation(frame: Any) -> Any:
-        """Do nothing to a block; only frames that were never lowered get here."""
-        return frame
-
     @functools.cached_property
     def _meta(self) -> Any:
         return self.frame._meta
+
+    def __dask_graph__(self) -> Any:
+        # Older versions of Dask ask for the graph to see whether this is one of their own expressions.
+        return self.lower_completely().__dask_graph__()
 
     def _lower(self) -> Any:
         return _with_meetings(self.frame.lower_completely(), {})[0]
@@ -197,45 +197,25 @@ def _pinned(expr: Any, pool: str) -> Any:
     if isinstance(expr, PinnedSource) or not isinstance(expr, IO) or expr.dependencies():
         return expr
     if isinstance(expr, FromGraph):
-        # The tasks of a graph have the names they came with, and so the pins.
-        layer, renamed = _named_tasks(expr.operand("layer"), pool)
-        if not renamed:
-            return expr
-        keys = [renamed.get(key, key) for key in expr.operand("keys")]
-        return expr.substitute_parameters({"layer": layer, "keys": keys})
+        return _pinned_graph(expr, pool)
     cls: type = type(expr)
     return pinned_class(cls)(pool, *expr.operands)
-
-
-def _named_tasks(tasks: Graph, pools: Mapping[Key, str]) -> tuple[Graph, dict[Key, Key]]:
-    """Write the pools of tasks into their keys; returns the tasks, and the new key for each old one."""
-    renamed: dict[Key, Key] = {}
-    for key, pool in pools.items():
-        name = pins.source_name(key_split(key), pool, tokenize(key))
-        renamed[key] = (name, *key[1:]) if isinstance(key, tuple) else name
-    named = {(new := renamed.get(key, key)): task.substitute(renamed, key=new) for key, task in tasks.items()}
-    return named, renamed
-
-
-def _tasks(graph: Mapping[Key, Any]) -> tuple[Graph, dict[Key, Any]]:
-    """Tasks of a graph; and apart from them the results that a cluster holds already."""
-    held = {key: value for key, value in graph.items() if dask_internals.is_future(value)}
-    return convert_legacy_graph({key: value for key, value in graph.items() if key not in held}), held
 
 
 def _pinned_graph(expr: Any, pool: str) -> Any:
     """Pin the tasks of a `FromGraph` that read none of the others.
 
-    They are renamed, since tasks keep the names that they come with. Those that have a pin keep it, and
+    They are renamed, since a graph keeps the names that it comes with. Tasks that have a pin keep it, and
     results that a cluster holds stay where they are.
     """
     tasks, held = _tasks(expr.operand("layer"))
     sources = [key for key, task in tasks.items() if not (task.dependencies or pins.pools_of_task(key, task))]
     if not sources:
         return expr
-    named, renamed = _named_tasks(tasks, dict.fromkeys(sources, pool))
-    keys = [renamed.get(key, key) for key in expr.operand("keys")]
-    return expr.substitute_parameters({"layer": {**held, **named}, "keys": keys})
+    names = {key: _marked(key, pool) for key in sources}
+    layer = {**held, **_renamed(tasks, names)}
+    keys = [names.get(key, key) for key in expr.operand("keys")]
+    return expr.substitute_parameters({"layer": layer, "keys": keys})
 
 
 def _with_named_delayeds(expr: Any) -> Any:
@@ -253,11 +233,11 @@ def _with_named_delayeds(expr: Any) -> Any:
             return node if named is node.operands else type(node)(*named)
         return node if _MEMO in node.__dict__ else None  # It has been here before.
 
-    return _replaced(expr, replace, {})
+    return _replaced(expr, replace)
 
 
 def _named_delayeds(delayeds: list[Any]) -> list[Any]:
-    """Write the pins of these Delayed objects into their keys; the very same list if they have no others."""
+    """Write the pins of these Delayed objects into their keys; the very same list if there are none."""
     if not all(isinstance(delayed, Delayed) for delayed in delayeds):
         return delayeds
     graph = HighLevelGraph.merge(*(delayed.dask for delayed in delayeds))
@@ -265,15 +245,39 @@ def _named_delayeds(delayeds: list[Any]) -> list[Any]:
     for name, layer in graph.layers.items():
         found = pins.pools_of_layer(layer, name)
         pools.update(dict.fromkeys(layer, found) if isinstance(found, str) else found or {})
-    tasks, held = _tasks(graph)
-    unnamed = {key: pool for key, pool in pools.items() if key in tasks and not pins.pools_of_task(key, tasks[key])}
-    if not unnamed:
+    if not pools:
         return delayeds
-    # An expression is known to Dask by the keys of what it is made of; with other pins these have to be others.
+    tasks, held = _tasks(graph)
+    names = {
+        key: _marked(key, pool)
+        for key, pool in pools.items()
+        if key in tasks and not pins.pools_of_task(key, tasks[key])
+    }
+    if not names:
+        return delayeds
     for delayed in delayeds:
-        ...
-    named, renamed = _named_tasks(tasks, unnamed)
-    return delayeds
+        # Dask knows what is made of a Delayed object by its key, so with other tasks it has to be another.
+        names.setdefault(delayed.key, f"{key_split(delayed.key)}-{tokenize(delayed.key, 'named')}")
+    layer = f"named-{tokenize(*names)}"
+    graph = HighLevelGraph.from_collections(layer, {**held, **_renamed(tasks, names)}, dependencies=())
+    return [Delayed(names[delayed.key], graph, layer=layer) for delayed in delayeds]
+
+
+def _tasks(graph: Mapping[Key, Any]) -> tuple[dict[Key, Any], dict[Key, Any]]:
+    """Tasks of a graph; and apart from them the results that a cluster holds already."""
+    held = {key: value for key, value in graph.items() if dask_internals.is_future(value)}
+    return convert_legacy_graph({key: value for key, value in graph.items() if key not in held}), held
+
+
+def _marked(key: Key, pool: str) -> Key:
+    """Key with a pin in its name, in place of `key`."""
+    name = pins.source_name(key_split(key), pool, tokenize(key))
+    return (name, *key[1:]) if isinstance(key, tuple) else name
+
+
+def _renamed(tasks: Mapping[Key, Any], names: Mapping[Key, Key]) -> dict[Key, Any]:
+    """Tasks with other keys, by the old ones."""
+    return {(key := names.get(old, old)): task.substitute(names, key=key) for old, task in tasks.items()}
 
 
 _MEMO = "_dask_pools"
@@ -300,12 +304,27 @@ def _own_pools(expr: Any) -> Pools:
 
 def _without_separated(expr: Any) -> Any:
     """Expression without any `Separated`, one of which will be its root."""
-    if isinstance(expr, Separated):
-        return expr.frame
-    if len(_pools(expr)) < 2:
-        return expr
-    operands = [_without_separated(op) if isinstance(op, AnyExpr) else op for op in expr.operands]
-    return _with_operands(expr, operands)
+
+    def replace(node: Any) -> Any:
+        if isinstance(node, Separated):
+            return node.frame
+        return node if len(_pools(node)) < 2 else None
+
+    return _replaced(expr, replace)
+
+
+def _replaced(expr: Any, replace: Callable[[Any], Any], done: dict[str, Any] | None = None) -> Any:
+    """Expression with each node replaced by what `replace` makes of it, or if that is None, looked into."""
+    done = {} if done is None else done
+    if expr._name not in done:
+        new = replace(expr)
+        if new is None:
+            operands = [
+                _replaced(op, replace, done) if isinstance(op, AnyExpr) else op for op in expr.operands
+            ]
+            new = _with_operands(expr, operands)
+        done[expr._name] = new
+    return done[expr._name]
 
 
 def _with_operands(expr: Any, operands: list[Any]) -> Any:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _KINDS = {"array_optimize": lower.ARRAY, "delayed_optimize": lower.DELAYED, "bag_optimize": lower.BAG}
 
 
-class PlacingOptimizer:
+class PlacingOptimizer(int):
     """What optimises graphs while pins are in force.
 
     Parameters
@@ -50,7 +50,14 @@ class PlacingOptimizer:
     All of them are equal, since Dask computes the collections of one ``dask.compute(a, b, c)`` in groups, by
     optimiser. With several groups it even mixes up the results: with Dask 2026.8 an array, a Delayed and
     another array come back as array, array, Delayed.
+
+    They are integers for the sake of clusters that write Dask's settings down as JSON for their workers, as
+    `distributed.SSHCluster` does. A function could not be written; these become 0, which Dask takes for off.
     """
+
+    def __new__(cls, *_: Any) -> PlacingOptimizer:
+        """Make one that is 0 as an integer."""
+        return super().__new__(cls, 0)
 
     def __init__(
         self, setting: str, propagate: bool | None = None, rules: targets.Rules | None = None
@@ -58,6 +65,9 @@ class PlacingOptimizer:
         self.setting = setting
         self.propagate = propagate
         self.rules = rules
+
+    def __bool__(self) -> bool:
+        return True
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PlacingOptimizer)
@@ -107,11 +117,19 @@ class PlacingOptimizer:
         """Tell where stores belong; without a cluster there is one disk, and nothing to tell."""
         if self.propagate is not None:
             return None if self.rules is None else partial(targets.pools_of_stores, rules=self.rules)
-        try:
-            default_client()
-        except ValueError:
+        if computing_client() is None:
             return None
         return partial(targets.pools_of_stores, rules=targets.rules_to_send())
+
+
+def computing_client() -> Client | None:
+    """Client that Dask would compute with now; None where it would compute in this process."""
+    if dask.config.get("scheduler", None) not in (None, "distributed", "dask.distributed"):
+        return None
+    try:
+        return default_client()
+    except ValueError:
+        return None
 
 
 _OPTIMIZERS = {setting: PlacingOptimizer(setting) for setting in _KINDS}

@@ -7,10 +7,9 @@ asks it on behalf of a user, and puts its answers into words. It starts nothing 
 from __future__ import annotations
 
 import asyncio
-import difflib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,15 +45,13 @@ def ensure_workers(client: Client, pool: str, timeout: float | str | None = None
     ValueError
         If `pool` cannot be the name of a pool.
     """
+    pins.check_name(pool)
     connect(client)
-    if _has_workers(pins.check_name(pool), client.sync(client.scheduler.pools_status)):
-        return
     limit = _seconds(timeout)
     start = time.monotonic()
 
     def settled() -> bool:
-        answer = client.sync(client.scheduler.pools_request, pool=pool)
-        return _settled(pool, answer, client.scheduler.address, time.monotonic() - start, limit)
+        return bool(client.sync(_settled, client, pool, time.monotonic() - start, limit))
 
     # Before anything is shown: what cannot be had is refused at once.
     if settled():
@@ -67,14 +64,11 @@ def ensure_workers(client: Client, pool: str, timeout: float | str | None = None
 
 async def ensure_workers_async(client: Client, pool: str, timeout: float | str | None = None) -> None:
     """`ensure_workers` for a client that is used asynchronously; it shows no progress."""
-    await connect_async(client)
     pins.check_name(pool)
+    await connect_async(client)
     limit = _seconds(timeout)
     start = time.monotonic()
-    while True:
-        answer = await client.scheduler.pools_request(pool=pool)
-        if _settled(pool, answer, client.scheduler.address, time.monotonic() - start, limit):
-            return
+    while not await _settled(client, pool, time.monotonic() - start, limit):
         await asyncio.sleep(POLL)
 
 
@@ -82,50 +76,19 @@ def _seconds(timeout: float | str | None) -> float:
     return config.wait_for_workers() if timeout is None else float(parse_timedelta(timeout))
 
 
-def _has_workers(pool: str, answer: Mapping[str, Any]) -> bool:
-    return pool in answer["pools"]
-
-
-def _settled(pool: str, answer: Mapping[str, Any], address: str, waited: float, limit: float) -> bool:
-    """Whether the pool has workers, by the scheduler's answer; False means to go on waiting.
+async def _settled(client: Client, pool: str, waited: float, limit: float) -> bool:
+    """Whether the pool has workers; False means to go on waiting.
 
     Raises
     ------
     PoolUnavailableError
-        If waiting longer is of no use.
+        If waiting longer is of no use, as the scheduler says.
     """
-    if _has_workers(pool, answer):
-        return True
-    if reason := answer["failed"].get(pool):
-        raise PoolUnavailableError(pool, answer["pools"], f"Starting some failed: {reason}.")
-    supplied = pool in answer["supplied"] and answer["supplied"][pool] != 0
-    if not supplied and pool not in answer["seen"]:
-        known = {*answer["pools"], *answer["seen"], *answer["supplied"]}
-        nearest = difflib.get_close_matches(pool, sorted(known), n=1)
-        hint = f"Did you mean {nearest[0]!r}? Otherwise start" if nearest else "Start"
-        asleep = sorted(set(answer["supplied"]) - set(answer["pools"]) - {pool})
-        others = f" Pools that can be had: {', '.join(map(repr, asleep))}." if asleep else ""
-        raise PoolUnavailableError(
-            pool,
-            answer["pools"],
-            f"Nobody connected can start any. {hint} one in that data centre: "
-            f"{command(pool, address)}.{others}",
-        )
-    if waited >= limit:
-        how = (
-            f"cluster.scale({pool!r}, 1) asks for one again, cluster.get_logs() may say what went wrong"
-            if supplied
-            else f"it had some earlier; to start one in that data centre: {command(pool, address)}"
-        )
-        raise PoolUnavailableError(
-            pool, answer["pools"], f"None came within {limit:g} s (setting pools.wait-for-workers): {how}."
-        )
-    return False
-
-
-def command(pool: str, address: str) -> str:
-    """Command to type in a data centre: it starts a worker of `pool` for the scheduler at `address`."""
-    return f"dask worker {address} --resources {pins.resource(pool)}=1"
+    answer: str | bool = await client.scheduler.pools_request(pool=pool, waited=waited, patience=limit)
+    if isinstance(answer, str):
+        existing = (await client.scheduler.pools_status())["pools"]
+        raise PoolUnavailableError(pool, existing, answer)
+    return answer
 
 
 @contextmanager

@@ -9,6 +9,7 @@ It knows pools by the resources that workers offer; it knows neither data centre
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import pkgutil
 from collections.abc import Iterable, Mapping
@@ -86,8 +87,10 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         scheduler.handlers.update(
             pools_status=self.status, pools_request=self.request, pools_supply=self.supply
         )
-        for worker in scheduler.workers.values():
-            self.seen.update(_pools_offered(worker.resources))
+        for address, worker in scheduler.workers.items():
+            if offered := _pools_offered(worker.resources):
+                self.seen.update(offered)
+                self._check_version(address)
         check = PeriodicCallback(self._check, CHECK_SECONDS * 1000)
         scheduler.periodic_callbacks[NAME] = check
         check.start()
@@ -106,9 +109,10 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         pools: dict[str, dict[str, int]] = {}
         for worker in self.scheduler.workers.values():
             for pool in _pools_offered(worker.resources):
-                counts = pools.setdefault(pool, {"workers": 0, "threads": 0})
-                counts["workers"] += 1
-                counts["threads"] += worker.nthreads
+                if worker.address in self._workers_of(pool):
+                    counts = pools.setdefault(pool, {"workers": 0, "threads": 0})
+                    counts["workers"] += 1
+                    counts["threads"] += worker.nthreads
         return {
             "version": dask_pools.__version__,
             "pools": pools,
@@ -119,11 +123,20 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             "mismatched": dict(self.mismatched),
         }
 
-    def request(self, pool: str) -> dict[str, Any]:
-        """Ask for workers of `pool`, if it has none; answers as `status`."""
-        if not self._has_workers(pool):
-            self._missing.setdefault(pool, _Missing(monotonic())).requested = True
-        return self.status()
+    def request(self, pool: str, waited: float, patience: float) -> str | bool:
+        """Ask for workers of `pool`, having waited some seconds of those that one is ready to wait.
+
+        Returns
+        -------
+        str or bool
+            True if it has workers, False if some may come, or why nobody should wait longer.
+        """
+        if self._workers_of(pool):
+            return True
+        if reason := self._reason_to_give_up(pool, waited, patience):
+            return reason
+        self._missing.setdefault(pool, _Missing(monotonic())).requested = True
+        return False
 
     def supply(
         self, owner: str, supply: Mapping[str, int | None], failed: Mapping[str, str]
@@ -203,16 +216,15 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         task.resource_restrictions = {**rest, **{pins.resource(pool): 0 for pool in pools}}
         task.annotations = {**(task.annotations or {}), "resources": task.resource_restrictions}
 
-    # P2P: distributed spreads the outputs of a P2P rechunk or shuffle over all workers that its barrier may run
-    # on, and ties each to one of them. Workers of other pools could never run the outputs.
+    # P2P: distributed spreads the outputs of a P2P rechunk or shuffle over all workers that its barrier may
+    # run on, and ties each to one of them. Workers of other pools could never run the outputs.
 
     def _keep_in_pool(self, barrier: TaskState) -> None:
         for task in (*barrier.dependents, barrier):
             if pool := pins.pool_of_resources(task.resource_restrictions):
                 # A join of two frames has two barriers, and both have to be where its outputs are.
                 self._pin(barrier, {pool})
-                workers = set(self.scheduler.resources.get(pins.resource(pool), ()))
-                barrier.worker_restrictions = workers or None
+                barrier.worker_restrictions = self._workers_of(pool) or None
                 return
 
     def _refresh_barriers(self) -> None:
@@ -223,26 +235,58 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             elif isinstance(barrier.run_spec, P2PBarrierTask):
                 self._keep_in_pool(barrier)
 
-    # Workers that come and go.
+    # Workers that come and go. A pool counts a worker only when its version is known to be ours: the guard
+    # and the opener run there.
+
+    def _workers_of(self, pool: str) -> set[str]:
+        """Addresses of the workers of `pool` that pinned tasks may be sent to."""
+        offers = self.scheduler.resources.get(pins.resource(pool), {})
+        return {worker for worker, offered in offers.items() if offered >= 0}
+
+    def _offer(self, worker: str, *, open_: bool) -> None:
+        """Have the scheduler send pinned tasks to a worker, or not."""
+        for name, quantity in self.scheduler.workers[worker].resources.items():
+            if name.startswith(pins.RESOURCE_PREFIX):
+                # A pin requires 0 of the resource, so a worker that offers less gets none.
+                self.scheduler.resources[name][worker] = quantity if open_ else -1
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        """Note the pools of a worker that joins, and refuse it if it has another version of this package."""
-        offered = _pools_offered(scheduler.workers[worker].resources)
-        if not offered:
-            return
-        self.seen.update(offered)
-        for pool in offered:
-            self._missing.pop(pool, None)
-        self._refresh_barriers()
-        # Not awaited: a worker answers nothing before the scheduler has greeted it, which is after this.
-        check = asyncio.create_task(self._check_version(worker))
+        """Hold pinned tasks back from a worker that joins until its version is known."""
+        if _pools_offered(scheduler.workers[worker].resources):
+            self._offer(worker, open_=False)
+            # Not awaited: a worker answers nothing before the scheduler has greeted it, which is after this.
+            self._check_version(worker)
+
+    def _check_version(self, worker: str) -> None:
+        check = asyncio.create_task(self._admit(worker))
         self._checks.add(check)
         check.add_done_callback(self._checks.discard)
 
-    async def _check_version(self, worker: str) -> None:
-        version = await self._version_of(worker)
-        if version not in (dask_pools.__version__, None):
-            self._refuse(worker, version)
+    async def _admit(self, worker: str) -> None:
+        """Send pinned tasks to a worker if it has our version of this package, else tell everybody."""
+        while (version := await self._version_of(worker)) is None:
+            if worker not in self.scheduler.workers:
+                return
+            await asyncio.sleep(1)
+        state = self.scheduler.workers.get(worker)
+        if state is None:
+            return
+        if version != dask_pools.__version__:
+            self._offer(worker, open_=False)
+            self.mismatched[worker] = version
+            error = VersionMismatchError({f"worker {worker}": version}, dask_pools.__version__)
+            logger.error("%s", error)
+            # Clients show events of this topic as warnings.
+            self.scheduler.log_event("warn", f"Worker {worker} gets no pinned tasks. {error}")
+            return
+        self._offer(worker, open_=True)
+        for pool in _pools_offered(state.resources):
+            self.seen.add(pool)
+            self._missing.pop(pool, None)
+        self._refresh_barriers()
+        self.scheduler.transitions(
+            self.scheduler.bulk_schedule_unrunnable_after_adding_worker(state), f"pools-admit-{monotonic()}"
+        )
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Note that a worker left."""
@@ -263,24 +307,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             result = deserialize(result.header, result.frames)
         return str(loads(result) if isinstance(result, bytes) else result)
 
-    def _refuse(self, worker: str, version: str) -> None:
-        """Send no pinned task to a worker: the guard and the opener could not run there."""
-        state = self.scheduler.workers.get(worker)
-        if state is None:
-            return
-        self.mismatched[worker] = version
-        for pool in _pools_offered(state.resources):
-            self.scheduler.resources[pins.resource(pool)].pop(worker, None)
-        error = VersionMismatchError({f"worker {worker}": version}, dask_pools.__version__)
-        logger.error("%s", error)
-        # Clients show events of this topic as warnings.
-        self.scheduler.log_event("warn", f"Worker {worker} gets no pinned tasks. {error}")
-        self._refresh_barriers()
-
     # Pools without workers.
-
-    def _has_workers(self, pool: str) -> bool:
-        return bool(self.scheduler.resources.get(pins.resource(pool)))
 
     def _forget_owners(self, now: float) -> None:
         for name, owner in list(self.owners.items()):
@@ -295,7 +322,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         stuck: dict[Key, tuple[str, ...]] = {}
         for task in self.scheduler.unrunnable:
             pools = _pools_offered(task.resource_restrictions)
-            lacking = [pool for pool in pools if not self._has_workers(pool)]
+            lacking = [pool for pool in pools if not self._workers_of(pool)]
             for pool in lacking:
                 self._missing.setdefault(pool, _Missing(now)).tasks.add(task.key)
             if len(pools) > 1 and not lacking:
@@ -305,9 +332,9 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             for key, pools in stuck.items()
         }
         for pool, missing in list(self._missing.items()):
-            if self._has_workers(pool):
+            if self._workers_of(pool):
                 del self._missing[pool]
-            elif reason := self.reason_to_give_up(pool, now - missing.since):
+            elif reason := self._reason_to_give_up(pool, now - missing.since, wait_for_workers()):
                 existing = self.status()["pools"]
                 errors.update(dict.fromkeys(missing.tasks, PoolUnavailableError(pool, existing, reason)))
                 del self._missing[pool]
@@ -316,13 +343,12 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         if errors:
             self._fail(errors)
 
-    def reason_to_give_up(self, pool: str, waited: float) -> str | None:
-        """Why nobody should wait longer for workers of `pool`, and what to type; None: go on waiting."""
+    def _reason_to_give_up(self, pool: str, waited: float, patience: float) -> str | None:
+        """Say why nobody should wait longer for workers of `pool`, and what to type; None: go on waiting."""
         self._forget_owners(monotonic())
-        address = self.scheduler.address
         start = (
-            f"Start one in that data centre: dask worker {address} --resources {pins.resource(pool)}=1; or, "
-            f"from a cluster of this project that has the pool: cluster.scale({pool!r}, 1)."
+            f"one in that data centre: dask worker {self.scheduler.address} "
+            f"--resources {pins.resource(pool)}=1."
         )
         for owner in self.owners.values():
             if pool in owner.failed:
@@ -333,14 +359,29 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             if pool in _pools_offered(self.scheduler.workers[worker].resources)
         ]:
             return (
-                f"These were refused, having another version of intake-pools than {dask_pools.__version__}: "
-                f"{', '.join(sorted(refused))}."
+                f"Workers that joined for it have another version of intake-pools than this scheduler: "
+                f"{', '.join(sorted(refused))}. On each of them: "
+                f"pip install intake-pools=={dask_pools.__version__}."
             )
-        supplied = any(pool in owner.supply for owner in self.owners.values())
-        if not supplied and pool not in self.seen:
-            return f"Nobody connected can start any. {start}"
-        if waited > (patience := wait_for_workers()):
-            return f"None came within {patience:g} s (pools.wait-for-workers). {start}"
+        supplied = {
+            other for owner in self.owners.values() for other, most in owner.supply.items() if most != 0
+        }
+        joining = any(pool in _pools_offered(w.resources) for w in self.scheduler.workers.values())
+        if pool not in supplied and pool not in self.seen and not joining:
+            near = difflib.get_close_matches(pool, sorted(supplied | self.seen), n=1)
+            asleep = sorted(other for other in supplied if not self._workers_of(other))
+            return (
+                "Nobody connected can start any. "
+                + (f"Did you mean {near[0]!r}? Otherwise start {start}" if near else f"Start {start}")
+                + (f" Pools that can be had: {', '.join(map(repr, asleep))}." if asleep else "")
+            )
+        if waited > patience:
+            how = (
+                f"cluster.scale({pool!r}, 1) asks for one again, cluster.get_logs() may say what went wrong."
+                if pool in supplied
+                else f"It had some earlier. To start {start}"
+            )
+            return f"None came within {patience:g} s (setting pools.wait-for-workers). {how}"
         return None
 
     def _fail(self, errors: Mapping[Key, Exception]) -> None:

@@ -136,8 +136,8 @@ def test_workers_get_resources_environment_and_a_command_around_them_as_well() -
 def test_scale_changes_one_pool_and_leaves_the_other(small: LocalPools) -> None:
     small.scale("ecmwf", 2)
     assert eventually(lambda: small.pools == {"ecmwf": ["ecmwf-0", "ecmwf-1"], "eumetsat": []})
-    small.scale(ecmwf=1, eumetsat=1)
-    assert eventually(lambda: small.pools == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"]})
+    small.scale(ecmwf=1)
+    assert eventually(lambda: small.pools == {"ecmwf": ["ecmwf-0"], "eumetsat": []})
 
 
 def test_scaling_down_keeps_what_was_computed(small: LocalPools) -> None:
@@ -334,7 +334,7 @@ def test_nothing_survives_when_the_client_is_killed(scheduler: str, script: Path
 
 
 def test_a_plain_script_works_and_leaves_no_process(script: Path) -> None:
-    done = subprocess.run([sys.executable, script, "here", "0"], capture_output=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, script, "here", "0"], capture_output=True, check=True, timeout=110)
     pids = json.loads(done.stdout)
     assert len(pids) >= 2
     assert not any(psutil.pid_exists(pid) for pid in pids)

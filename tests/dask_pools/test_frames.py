@@ -25,6 +25,7 @@ from dask.dataframe.dask_expr.io import FromMap, FusedIO
 from distributed import Client, get_worker
 
 from dask_pools import MixedPoolsError, get_pool, pool
+from dask_pools.cluster import LocalPools
 from dask_pools.frame_expressions import Meeting, PinnedSource, Separated, arranged, pinned_class
 from dask_pools.pins import pools_of_task
 
@@ -182,6 +183,17 @@ def test_a_frame_of_pinned_delayed_objects_keeps_their_pins(client: Client, wher
     assert_same((lazily.x + guarded_frame("eumetsat").x).compute(), whole().x * 2)
 
 
+def test_the_keys_say_where_delayed_objects_are_read() -> None:
+    """They alone reach a scheduler in another process, which makes the tasks by its own configuration."""
+    with pool("ecmwf"):
+        parts = [dask.delayed(part)(i) for i in PARTS]
+    for delayeds in (parts, [dask.delayed(pd.DataFrame.head)(given, 1) for given in parts]):
+        lazily = dd.from_delayed(delayeds, meta=part(0))
+        with dask.config.set(delayed_optimize=None):
+            named = [pools_of_task(key, task) for key, task in tasks_of(lazily).items()]
+        assert named.count({"ecmwf"}) == len(PARTS)
+
+
 def test_a_pinned_delayed_object_among_the_arguments_keeps_its_pin(client: Client) -> None:
     with pool("ecmwf"):
         other = dask.delayed(part_of)("ecmwf", 1)
@@ -212,6 +224,18 @@ def test_the_pool_of_the_block_around_a_computation_does_not_replace_that_of_the
         assert a.x.sum().compute() == whole().x.sum()
         persisted = a.persist()
     assert_same(persisted.compute(), whole())
+
+
+def test_pins_of_frames_hold_with_the_scheduler_in_another_process() -> None:
+    with LocalPools({"ecmwf": 1, "eumetsat": 1}, scheduler="process") as cluster, cluster.get_client():
+        with pool("ecmwf"):
+            parts = [dask.delayed(part_of)("ecmwf", i) for i in PARTS]
+        a, b = guarded_frame("ecmwf"), guarded_frame("eumetsat", offset=5)
+        c = dd.from_delayed(parts, meta=part(0))
+        assert_same((a + b).compute(), whole() + whole(5))
+        assert_same((a.x + b.x).persist().compute(), whole().x + whole(5).x)
+        assert_same((c.x + b.x).compute(), whole().x + whole(5).x)
+        assert_same(c.merge(b, on="x").compute(), whole().merge(whole(5), on="x"))
 
 
 # ----------------------------------------------------------------------------------- what Dask makes of it
@@ -348,7 +372,7 @@ def test_projections_reach_what_reads_the_frame(files: Path) -> None:
         assert source.operand("columns") == ["x"]
     met = made_inside(frame).x + made_inside(lambda: frame(5), "eumetsat").y
     sources = met.simplify().expr.find_operations(PinnedSource)
-    assert {source.pool: source.operand("columns") for source in sources} == {
+    assert {source.operand("_pool"): source.operand("columns") for source in sources} == {
         "ecmwf": ["x"],
         "eumetsat": ["y"],
     }
@@ -394,6 +418,14 @@ def test_frames_without_pins_are_left_as_they_are(operation: str) -> None:
     expr = OPERATIONS[operation](frame()).expr
     assert arranged(expr, None) is expr
     assert new_collection(expr).expr is expr
+
+
+def test_a_frame_that_uses_itself_over_and_over_is_looked_at_once() -> None:
+    for lazily in (frame().x, (pinned_frame("ecmwf") + pinned_frame("eumetsat")).x):
+        for _ in range(40):
+            lazily = lazily + lazily
+        tasks = tasks_of(lazily.optimize(fuse=False))
+        assert len(tasks) < 50 * len(PARTS)
 
 
 def run(code: str, stdin: bytes = b"") -> str:
@@ -484,7 +516,7 @@ def test_dask_rewrites_a_source_by_making_another_of_its_class() -> None:
     (source,) = sources_of(pinned_frame("ecmwf"))
     rewritten = source.substitute_parameters({"columns": ["x"]})
     assert type(rewritten) is type(source) is pinned_class(source._unpinned)
-    assert (rewritten.pool, rewritten.operand("columns")) == ("ecmwf", ["x"])
+    assert (rewritten.operand("_pool"), rewritten.operand("columns")) == ("ecmwf", ["x"])
     assert rewritten._name != source._name
 
 

@@ -110,6 +110,14 @@ def test_propagate_pools_ends_with_its_block_and_can_be_called_for_good(switched
     assert isinstance(dask.config.get("bag_optimize"), PlacingOptimizer)
 
 
+def test_settings_can_still_be_written_down_for_workers(switched_off):
+    # distributed.SSHCluster and others send them as JSON
+    propagate_pools()
+    there = dask.config.deserialize(dask.config.serialize(dask.config.config))
+    with dask.config.set(array_optimize=there["array_optimize"]):
+        assert da.ones(4, chunks=2).sum().compute(scheduler="sync") == 4
+
+
 def test_an_optimisation_that_was_switched_off_stays_off(switched_off):
     with dask.config.set(array_optimize=False):
         propagate_pools()

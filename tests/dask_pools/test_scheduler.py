@@ -8,7 +8,7 @@ import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dask
@@ -24,20 +24,12 @@ from dask_pools import MixedPoolsError, PoolUnavailableError, VersionMismatchErr
 from dask_pools.cluster import LocalPools
 from dask_pools.pins import source_name
 from dask_pools.scheduler import NAME
+from leftovers import eventually
 
 
 def where() -> str:
     (offered,) = get_worker().state.total_resources
     return offered.removeprefix("pool-")
-
-
-def eventually(true: Callable[[], bool], seconds: float = 30) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def test_submit_and_map_inside_a_pool_run_there(client):
@@ -69,7 +61,7 @@ def test_other_resources_are_required_as_well(client):
         x = da.ones(4, chunks=2, name="needs-a-gpu") + 1
     future = client.compute(x.sum())
     scheduler = client.cluster.scheduler
-    assert eventually(lambda: any(scheduler.unrunnable))
+    assert eventually(lambda: any(scheduler.unrunnable), 30)
     assert all(
         task.resource_restrictions == {"GPU": 1, "pool-ecmwf": 0}
         for task in scheduler.tasks.values()
@@ -197,7 +189,7 @@ def test_connecting_names_a_worker_without_our_version_and_what_to_install(prepa
         client.wait_for_workers(1, timeout=60)
         with pytest.raises(VersionMismatchError) as error:
             connect(client)
-    assert f"worker tcp://127.0.0.1:" in str(error.value)  # noqa: F541  (reads like the line below)
+    assert "worker tcp://127.0.0.1:" in str(error.value)
     assert f": {found}" in str(error.value)
     assert f"pip install intake-pools=={dask_pools.__version__}" in str(error.value)
 

@@ -17,6 +17,18 @@ def lazily() -> Iterator[None]:
 
 
 @pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No client, although other tests of this session may have one connected."""
+
+    def nobody() -> None:
+        raise ValueError("No clients found")
+
+    monkeypatch.setattr("intake_pools.opening.default_client", nobody)
+    with dask.config.set(scheduler="threads"):
+        yield
+
+
+@pytest.fixture
 def forecast() -> xr.Dataset:
     """Some of everything: data in chunks, scalars, times, a wide coordinate, a text, a packed variable."""
     rng = np.random.default_rng(0)

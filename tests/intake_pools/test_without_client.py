@@ -11,18 +11,6 @@ from intake_pools import load_from_catalog
 pytestmark = pytest.mark.usefixtures("lazily", "alone")
 
 
-@pytest.fixture
-def alone(monkeypatch):
-    """No client, although other tests of this session may have one connected."""
-
-    def nobody():
-        raise ValueError("No clients found")
-
-    monkeypatch.setattr("intake_pools.opening.default_client", nobody)
-    with dask.config.set(scheduler="threads"):
-        yield
-
-
 @pytest.mark.parametrize("kind", ["netcdf3", "netcdf4", "zarr2", "zarr3"])
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
 def test_what_can_be_seen_here_is_opened_here_still_named_and_pinned(

@@ -16,7 +16,7 @@ from dask_pools.cluster import PoolCluster
 from leftovers import eventually
 from whereabouts import Seen, watch
 
-WORKERS = {"ecmwf": 1, "eumetsat": 2}
+THREADS = {"ecmwf": 1, "eumetsat": 2}
 """eumetsat has more idle threads, so a task that is free would go there."""
 
 
@@ -25,7 +25,7 @@ def sites() -> Iterator[dict[str, Site]]:
     """ecmwf and eumetsat, with the data that `layout` says."""
     if not isolation().is_real:
         pytest.skip(FORBIDDEN)
-    with start_sites(WORKERS) as sites:
+    with start_sites(THREADS) as sites:
         lay_out(sites)
         yield sites
     names = [site.mount for site in sites.values()]
@@ -34,7 +34,7 @@ def sites() -> Iterator[dict[str, Site]]:
 
 @pytest.fixture(scope="session")
 def cluster(sites: dict[str, Site]) -> Iterator[PoolCluster]:
-    with start_cluster(sites, WORKERS) as cluster:
+    with start_cluster(sites, THREADS) as cluster:
         yield cluster
 
 
@@ -53,7 +53,7 @@ def client(session_client: Client, cluster: PoolCluster, request: pytest.Fixture
     """The current client; fails a test after which results remain on the scheduler, or workers are lost."""
     with session_client.as_current():
         yield session_client
-    assert eventually(lambda: {pool: len(names) for pool, names in cluster.pools.items()} == WORKERS, 60)
+    assert eventually(lambda: all(len(cluster.pools[pool]) == 1 for pool in THREADS), 60)
     if not request.session.testsfailed:  # the traceback of one that failed keeps its results alive
         gc.collect()
         assert eventually(lambda: not session_client.run_on_scheduler(_tasks), 5)

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from dask_pools.cluster import PoolCluster, PoolSpec
+from dask_pools.cluster.launchers import WorkerShape
 from dask_pools.cluster.launchers.local import LOOPBACK, LocalLauncher
 from dask_pools.cluster.scheduler_process import SchedulerProcess
 from intake_pools.demo.isolation import Isolation, find_isolation
@@ -85,11 +86,11 @@ def _start_site(name: str) -> Iterator[Site]:
 
 
 @contextmanager
-def start_cluster(sites: Mapping[str, Site], workers: Mapping[str, int]) -> Iterator[PoolCluster]:
-    """Start a scheduler in a process of its own, and single-threaded workers at each site."""
+def start_cluster(sites: Mapping[str, Site], threads: Mapping[str, int]) -> Iterator[PoolCluster]:
+    """Start a scheduler in a process of its own, and a worker of so many threads at each of these sites."""
     scheduler = {"host": LOOPBACK, "port": 0, "dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
     with PoolCluster(
-        {name: PoolSpec(launcher(site), workers=workers[name]) for name, site in sites.items()},
+        {name: PoolSpec(launcher(sites[name]), WorkerShape(threads=n)) for name, n in threads.items()},
         scheduler={
             "cls": SchedulerProcess,
             "options": {"options": scheduler, "silence_logs": logging.CRITICAL},
@@ -102,8 +103,8 @@ def start_cluster(sites: Mapping[str, Site], workers: Mapping[str, int]) -> Iter
 def launcher(site: Site) -> LocalLauncher:
     """Start workers at a site.
 
-    They are killed with the thread that starts them. Left to itself, a worker that is busy with a task gives it
-    half a minute to finish.
+    They are killed with the thread that starts them. Left to itself, a worker that is busy with a task gives
+    it half a minute to finish.
     """
     prefix = (*site.inside, "setpriv", "--pdeathsig", "KILL")
     return LocalLauncher(str(ROOT / "scratch"), prefix=prefix, log_level=logging.CRITICAL)

@@ -50,17 +50,38 @@ def test_a_worker_killed_in_the_middle_costs_time_only(kind, client, whereabouts
     assert eventually(lambda: ({"ecmwf"}, ("ecmwf",)) in whereabouts.seen, 30)
     os.kill(doomed, signal.SIGKILL)
     assert not difference.done()
-    result = difference.result(timeout=90)
+    try:
+        t0 = time.monotonic()
+        result = difference.result(timeout=90)
+        print("TOOK", time.monotonic() - t0)
+    except TimeoutError:
+        print(
+            "STATE",
+            client.run_on_scheduler(
+                lambda dask_scheduler: (
+                    [
+                        (str(k), t.state, dict(t.resource_restrictions or {}), str(t.processing_on))
+                        for k, t in dask_scheduler.tasks.items()
+                    ],
+                    [
+                        (w.address, w.resources, w.name, w.status.name)
+                        for w in dask_scheduler.workers.values()
+                    ],
+                    dask_scheduler.plugins["dask-pools"].status(),
+                )
+            ),
+        )
+        raise
     np.testing.assert_allclose(result, (values("ecmwf") - values("eumetsat")).sum(0))
     check_places(whereabouts)
     assert worker_of(client, "ecmwf") != doomed
 
 
-@pytest.mark.parametrize("kind", ["nc", "zarr"])
-def test_restarted_workers_are_at_their_site_again(kind, client, whereabouts, folder):
-    before = opened("ecmwf", kind)
+def test_restarted_workers_are_at_their_site_again(client, whereabouts, folder):
+    before = {kind: opened("ecmwf", kind) for kind in ("nc", "zarr")}
     client.restart()
-    check(Case(before, opened("eumetsat", kind), client, folder), WAYS["dask.compute of like"], whereabouts)
+    for kind, x in before.items():
+        check(Case(x, opened("eumetsat", kind), client, folder), WAYS["dask.compute of like"], whereabouts)
 
 
 def test_a_pool_that_has_been_scaled_to_nothing_comes_back_at_its_site(client, cluster, whereabouts):
@@ -196,7 +217,7 @@ from namespaces import start_cluster, start_sites
 
 with ExitStack() as stack:
     sites = stack.enter_context(start_sites(["ecmwf", "eumetsat"]))
-    cluster = stack.enter_context(start_cluster(sites, {"ecmwf": 1, "eumetsat": 0}))
+    cluster = stack.enter_context(start_cluster(sites, {"ecmwf": 1}))
     client = cluster.get_client()
     busy = client.submit(time.sleep, 600)
     (sites["ecmwf"].from_outside("/srv/ecmwf") / "big").write_bytes(bytes(1_000_000))
@@ -236,6 +257,6 @@ def test_killed_outright_it_leaves_no_process_no_mount_and_no_file(tmp_path):
     assert len(processes) >= 5
     assert eventually(lambda: not any(_lives(*one) for one in processes), 30)
     assert not mounted(mounts)
-    # Dask leaves an empty directory behind.
-    assert [path for path in temporary.rglob("*") if not path.is_dir()] == []
+    # Every server of Dask makes these wherever temporary files are kept, and leaves them there.
+    assert {path.name for path in temporary.rglob("*")} <= {"dask-scratch-space", "global.lock", "purge.lock"}
     assert list(ROOT.iterdir()) == []

@@ -114,8 +114,8 @@ def run(size: str, output: Path, keep: Path | None, console: Console | None = No
     """
     console = console or Console(soft_wrap=True, markup=False, highlight=False)
     shape = _grid(size)
+    samples = _samples()  # before what needs matplotlib
     _check_writable(output)
-    samples = _samples()
     with _directory(keep) as root:
         _prepare(root, shape, samples, console)
         sites = Sites(directories_below(root))

@@ -1,7 +1,7 @@
 """A scheduler in a process of its own on this machine, which ends when the client's process does.
 
-The two are joined by the child's standard input. The client writes everything that the scheduler needs and
-keeps the pipe open for as long as it lives; when the pipe closes, for whatever reason, the scheduler closes.
+The client writes to the child's standard input what the scheduler needs, and keeps that open for as long as
+it lives; when it closes, the scheduler does (`dask_pools.cluster.tether`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import pickle
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +22,7 @@ from distributed import Scheduler
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
+from dask_pools.cluster.tether import when_orphaned
 from dask_pools.scheduler import install
 
 __all__ = ["SchedulerProcess"]
@@ -137,7 +137,15 @@ def main() -> None:
 
 async def _serve(options: dict[str, Any]) -> None:
     orphaned = asyncio.Event()
-    threading.Thread(target=_watch_parent, args=(asyncio.get_running_loop(), orphaned), daemon=True).start()
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        with suppress(RuntimeError):  # the loop has closed already
+            loop.call_soon_threadsafe(orphaned.set)
+        time.sleep(CLOSE_TIMEOUT)
+        os._exit(1)
+
+    when_orphaned(end)
     try:
         scheduler = await Scheduler(**options)
         install(scheduler)
@@ -150,14 +158,3 @@ async def _serve(options: dict[str, Any]) -> None:
     ends = [asyncio.create_task(scheduler.finished()), asyncio.create_task(orphaned.wait())]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     await scheduler.close()
-
-
-def _watch_parent(loop: asyncio.AbstractEventLoop, orphaned: asyncio.Event) -> None:
-    """Set `orphaned` when standard input closes, and end the process if that does not close the scheduler."""
-    # Not through sys.stdin: a thread that holds its lock when the interpreter ends brings that down.
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    with suppress(RuntimeError):  # the loop has closed already
-        loop.call_soon_threadsafe(orphaned.set)
-    time.sleep(CLOSE_TIMEOUT)
-    os._exit(1)

@@ -4,8 +4,7 @@ A worker is started by the same command that one would type, ``dask worker``. So
 cluster needs no ``if __name__ == "__main__":``, as it would if Python spawned the processes from this one;
 and the command can be wrapped into another that changes what the worker sees (``unshare --mount …``).
 
-Should this process be killed outright, its scheduler is gone with it, and nanny and worker exit within
-seconds.
+Should this process be killed outright, nanny and worker end with it (`dask_pools.cluster.tether`).
 """
 
 from __future__ import annotations
@@ -21,11 +20,13 @@ import sysconfig
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dask
 from distributed.core import rpc
 
+from dask_pools.cluster import tether
 from dask_pools.cluster.launchers import WorkerShape
 
 __all__ = ["LocalLauncher", "LocalWorker"]
@@ -62,7 +63,7 @@ class LocalLauncher:
             *self._command(scheduler, name, shape),
             cwd=shape.directory,
             env=self._environment(shape),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             # A process group to stop nanny and worker by; and Ctrl-C in a terminal, which goes to every
             # process of its session, is to stop the user's calculation, not the workers.
@@ -111,15 +112,22 @@ class LocalLauncher:
     def _config(self) -> dict[str, Any]:
         """Dask's settings here, as far as they can be written down; functions among them concern clients."""
         config = {key: value for key, value in dask.config.global_config.items() if _is_plain(value)}
-        preload = dask.config.get("distributed.worker.preload")
-        preload = [preload] if isinstance(preload, str) else list(preload)
         settings: dict[str, Any] = {
-            # A worker that has joined is ready: its first task does not have to wait for imports.
-            "distributed": {"worker": {"preload": [*preload, "dask_pools"]}},
+            "distributed": {
+                # A worker that has joined is ready: its first task does not have to wait for imports.
+                "worker": {"preload": [*_preloads("worker"), "dask_pools"]},
+                "nanny": {"preload": [*_preloads("nanny"), Path(tether.__file__).read_text()]},
+            }
         }
         if "version" not in config.get("logging", {}):  # else it is the user's own, and complete
             settings["logging"] = {"distributed": self.log_level}
         return dict(dask.config.merge(config, settings))
+
+
+def _preloads(process: str) -> list[str]:
+    """Read what the user has configured to be loaded into each worker or nanny."""
+    configured = dask.config.get(f"distributed.{process}.preload")
+    return [configured] if isinstance(configured, str) else list(configured)
 
 
 def _is_plain(value: object) -> bool:
