@@ -538,3 +538,17 @@ def test_what_is_computed_by_threads_is_written_here(write, forecast, client, tm
         dataset["t"].data.store(array, lock=False)
     np.testing.assert_array_equal(zarr.open_group(tmp_path / "a")["t"], forecast["t"])
     np.testing.assert_array_equal(array, forecast["t"])
+
+
+def test_a_tree_is_refused_and_the_way_to_write_it_works(pinned, forecast, eumetsat, named, places):
+    tree = xr.DataTree.from_dict({"/": pinned[["t"]], "/child": pinned[["packed"]].drop_encoding()})
+    path = eumetsat / named
+    with pytest.raises(NotImplementedError, match="Write its datasets one by one") as raised:
+        tree.to_zarr(path)
+    assert not path.exists()
+    _, advice, _ = str(raised.value).split("`")
+    exec(advice, {"tree": tree, "path": path})
+    assert places.of("store.t@") == {"eumetsat"}
+    with xr.open_datatree(path, engine="zarr") as written:
+        np.testing.assert_array_equal(written["t"], forecast["t"])
+        np.testing.assert_allclose(written["child/packed"], forecast["packed"])
