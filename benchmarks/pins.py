@@ -26,7 +26,7 @@ from intake_pools import load_from_catalog
 PROGRAMS: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
     "mean over time": lambda ds: ds.t.mean("time"),
     "anomalies, then their spread": lambda ds: (ds.t - ds.t.mean("time")).std(("lat", "lon")),
-    "rechunk by tasks": lambda ds: ds.t.chunk({"time": -1, "lat": 30}).max("time"),
+    "rechunk": lambda ds: ds.t.chunk({"time": -1, "lat": 30}).max("time"),
 }
 
 
