@@ -363,8 +363,16 @@ def groups_of(source: Source) -> list[str]:
         root = zarr.open_group(_guarded_store(source), mode="r")
         return sorted(path for path, member in root.members(max_depth=None) if isinstance(member, zarr.Group))
     if source.local and source.engine in _LOCKED:
-        with LOCK, xr.open_datatree(source.url, engine=source.engine, chunks=None, lock=LOCK) as tree:
-            return sorted(path.strip("/") for path in tree.groups if path != "/")
+        import netCDF4
+
+        # Not xarray's trees: they take its own lock for each group, whatever they are handed.
+        with LOCK, netCDF4.Dataset(source.url) as file:
+            paths, below = [], [file]
+            while below:
+                inner = list(below.pop().groups.values())
+                paths += [group.path.strip("/") for group in inner]
+                below += inner
+        return sorted(paths)
     return []
 
 

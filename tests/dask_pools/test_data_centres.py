@@ -140,7 +140,7 @@ def test_the_nearest_prefix_is_the_one_that_looks_most_alike(rules):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data_centres: {a: {prefixs: [/a]}}", r"line 1: unknown key 'data_centres.a.prefixs'. Did you mean 'prefixes'\? Allow"),
+        ("data_centres: {a: {prefixs: []}}", r"line 1: unknown key '.*a.prefixs'. Did you mean 'prefixes'\? Allowed"),
         ("data_centers: {}", r"line 1: unknown key 'data_centers'. Did you mean 'data_centres'\?"),
         ("other: 1\ndata_centres: {}", r"line 1: unknown key 'other'. Allowed here: data_centres"),
         ("{}", r"key 'data_centres' is missing. The file should read: data_centres: "),
@@ -148,8 +148,8 @@ def test_the_nearest_prefix_is_the_one_that_looks_most_alike(rules):
         ("- a", r"the file should be a mapping, not \['a'\]"),
         ("data_centres: [a]", r"line 1: data_centres should be a mapping of names to data centres, not"),
         ("data_centres:\n  a:", r"line 2: data_centres.a should be a mapping, not None"),
-        ("data_centres:\n  a:\n    prefixes: /a", r"line 3: .*.prefixes should be a list of paths and URLs, not"),
-        ("data_centres:\n  a:\n    prefixes:\n    - 1", r"line 4: .*.prefixes\[0\] should be a path or URL, not"),
+        ("data_centres:\n  a:\n    prefixes: /a", r"line 3: .*prefixes should be a list of paths"),
+        ("data_centres:\n  a:\n    prefixes:\n    - 1", r"line 4: .*prefixes\[0\] should be a path or URL"),
         ("data_centres:\n  a b: {}", r"line 1: data_centres: 'a b' cannot be the name of a pool"),
         ("data_centres: {a: {prefixes: [x/y]}}", r"'x/y' is neither an absolute path nor a URL"),
         ("data_centres: {a: {prefixes: ['']}}", r"a prefix is empty"),
