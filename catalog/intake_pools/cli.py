@@ -51,12 +51,17 @@ def demo(size: str, output: Path, keep: Path | None) -> None:
             raise click.ClickException(str(error)) from error
 
 
+# Functions of Python and Dask that drop whatever exception is raised in them.
+_SWALLOWING = ("_gc_callback", "__del__", "getnode")
+
+
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """On Ctrl-C and on the order to terminate, leave by way of everything that cleans up, then exit.
 
-    Both become `KeyboardInterrupt`. Python drops an exception raised inside a callback of its garbage
-    collector, and Dask has such a callback: there the signal is put off.
+    Both become `KeyboardInterrupt`. Python drops exceptions in some places (a callback of its garbage
+    collector, which Dask has; where it looks for the host's address to make a UUID): there the signal is
+    put off.
     """
     received: list[int] = []
 
@@ -64,7 +69,7 @@ def _stoppable() -> Iterator[None]:
         if number != signal.SIGALRM:
             received.append(number)
         while frame is not None:
-            if frame.f_code.co_name in ("_gc_callback", "__del__"):
+            if frame.f_code.co_name in _SWALLOWING:
                 signal.setitimer(signal.ITIMER_REAL, 0.01)
                 return
             frame = frame.f_back

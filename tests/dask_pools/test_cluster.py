@@ -17,6 +17,7 @@ import dask
 import psutil
 import pytest
 from distributed import Client, get_worker
+from distributed.core import Status
 
 from dask_pools import PoolUnavailableError, pins
 from dask_pools.cluster import LocalPools, PoolCluster, PoolSpec
@@ -301,6 +302,7 @@ def test_closing_works_after_its_scheduler_was_killed() -> None:
     before = {process.pid for process in children()}
     with LocalPools({"ecmwf": 1}, scheduler="process") as cluster:
         os.kill(cluster.scheduler.pid, signal.SIGKILL)
+        assert eventually(lambda: cluster.scheduler.status == Status.closed)
     assert eventually(lambda: {process.pid for process in children()} <= before)
 
 
@@ -337,7 +339,7 @@ def test_a_plain_script_works_and_leaves_no_process(script: Path) -> None:
     done = subprocess.run([sys.executable, script, "here", "0"], capture_output=True, check=True, timeout=110)
     pids = json.loads(done.stdout)
     assert len(pids) >= 2
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids), 20)
     assert done.stderr == b""
 
 

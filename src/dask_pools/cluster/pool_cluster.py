@@ -13,7 +13,7 @@ import html
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -110,6 +110,15 @@ class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publish
             self._closing = self._closing or asyncio.ensure_future(self._launched.close())
             await self._closing
         await super().close()
+
+
+async def _started(worker: PoolWorker) -> PoolUnavailableError | None:
+    """Start a worker; what there is to say if that fails."""
+    try:
+        await worker
+    except PoolUnavailableError as error:
+        return error
+    return None
 
 
 class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes no type for it
@@ -307,31 +316,44 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             self.worker_spec[name] = self._worker_spec(pool)
 
     async def _correct_state_internal(self) -> None:
-        await self._retire(set(self.workers) - set(self.worker_spec))
-        try:
-            await super()._correct_state_internal()
-        finally:
-            # A worker that did not start is not to be taken for one that did; nor is it tried again before
-            # somebody asks.
-            for name, worker in list(self.workers.items()):
-                if worker.failure is not None:
-                    del self.workers[name]
-                    self.worker_spec.pop(name, None)
-                    self._failures[worker.pool] = (time.monotonic(), worker.failure)
-                    logger.warning("Could not start %s.", worker.failure)
-        await self._see_workers()
+        """Stop the workers that should not be, and start those that should; in place of SpecCluster's own.
 
-    async def _retire(self, names: Iterable[str]) -> None:
-        """Have the scheduler move away what only these workers have; SpecCluster asks it for the wrong ones.
-
-        (It passes names where addresses are expected, and the scheduler ignores what it does not know.)
+        That passes names to the scheduler where addresses are expected, so that nothing is moved away from
+        workers that go; and it takes a worker that did not start for one that did.
         """
-        if (
-            self.status == Status.running
-            and self.scheduler.status == Status.running
-            and (names := list(names))
-        ):
-            await self.scheduler_comm.retire_workers(names=names)
+        async with self._lock:
+            self._correct_state_waiting = None
+            await self._stop(set(self.workers) - set(self.worker_spec))
+            try:
+                await self._start_workers(set(self.worker_spec) - set(self.workers))
+            finally:
+                await self._see_workers()
+
+    async def _stop(self, names: set[str]) -> None:
+        if names and self.status == Status.running and self.scheduler.status == Status.running:
+            await self.scheduler_comm.retire_workers(names=list(names))
+        await asyncio.gather(*(self.workers[name].close() for name in names if name in self.workers))
+        for name in names:
+            self.workers.pop(name, None)
+
+    async def _start_workers(self, names: set[str]) -> None:
+        address = getattr(self.scheduler, "contact_address", None) or self.scheduler.address
+        starting = {}
+        for name in names:
+            spec = self.worker_spec[name]
+            starting[name] = worker = spec["cls"](address, name=name, **spec["options"])
+            self._created.add(worker)
+        failures = await asyncio.gather(*(_started(worker) for worker in starting.values()))
+        for (name, worker), failure in zip(starting.items(), failures, strict=True):
+            if failure is None:
+                self.workers[name] = worker
+            else:
+                # Not tried again before somebody asks.
+                self.worker_spec.pop(name, None)
+                self._failures[worker.pool] = (time.monotonic(), worker.failure)
+                logger.warning("Could not start %s.", worker.failure)
+        if error := next(filter(None, failures), None):
+            raise error
 
     async def _see_workers(self) -> None:
         """Wait until this object has heard of the workers that the scheduler knows, a moment later."""
