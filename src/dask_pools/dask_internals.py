@@ -29,7 +29,7 @@ from dask.delayed import optimize as optimize_delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.typing import Key
 from distributed import Future, Scheduler
-from distributed.scheduler import TaskState
+from distributed.scheduler import TaskGroup, TaskState, WorkerState, _task_slots_available
 from distributed.shuffle._core import P2PBarrierTask
 
 __all__ = [
@@ -187,3 +187,40 @@ def kinds_of_outputs(
             kind = "delayed_optimize"
         kinds.setdefault(kind, []).append(key)
     return kinds
+
+
+def may_be_queued(task: TaskState) -> bool:
+    """Whether Dask would put a task into its queue if it were a root without restrictions.
+
+    Assumes that Dask does not queue actors, nor the outputs of a P2P rechunk or shuffle, which read a
+    `P2PBarrierTask` only and are not marked before that has run.
+    """
+    return not (
+        task.actor
+        or not task._queueable
+        or task.worker_restrictions
+        or task.host_restrictions
+        or any(isinstance(source.run_spec, P2PBarrierTask) for source in task.dependencies)
+    )
+
+
+def is_group_of_roots(scheduler: Scheduler, group: TaskGroup, threads: int) -> bool:
+    """Whether Dask would take the tasks of a group for roots if there were so many threads.
+
+    Assumes that `distributed.Scheduler.is_rootish` looks at the same numbers.
+    """
+    return (
+        len(group) > 2 * threads
+        and len(group.dependencies) < scheduler.rootish_tg_threshold
+        and sum(map(len, group.dependencies)) < scheduler.rootish_tg_dependencies_threshold
+    )
+
+
+def free_slots(scheduler: Scheduler, worker: WorkerState) -> int:
+    """Tasks that Dask's queue would send to a worker now; 0 if it is not running.
+
+    Assumes that Dask counts as `distributed.scheduler._task_slots_available` does.
+    """
+    if worker not in scheduler.running:
+        return 0
+    return max(0, int(_task_slots_available(worker, scheduler.WORKER_SATURATION)))
