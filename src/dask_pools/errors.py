@@ -31,12 +31,12 @@ class PoolsError(Exception):
 
 
 class MisplacedTaskError(PoolsError):
-    """A chunk was about to be read on a worker that is not of the pool that holds it.
+    """A chunk was about to be read or written on a worker that is not of the pool that holds it.
 
     Attributes
     ----------
     entry, chunk, worker, pool : str
-        What was read, which part of it, where, and where it should have been read.
+        What it is of, which part, where it was about to be accessed, and where it should have been.
     """
 
     def __init__(self, entry: str, chunk: str, worker: str, pool: str) -> None:
@@ -45,7 +45,7 @@ class MisplacedTaskError(PoolsError):
 
     def __str__(self) -> str:
         return (
-            f"{self.chunk} of {self.entry} lives in pool {self.pool!r}, but was about to be read on worker "
+            f"{self.chunk} of {self.entry} lives in pool {self.pool!r}, but was about to be accessed on worker "
             f"{self.worker}, which is not of that pool. The pin was lost on the way: call "
             "dask_pools.propagate_pools() before computing, and leave `pools.propagate` on."
         )
