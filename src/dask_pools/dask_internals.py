@@ -41,6 +41,7 @@ __all__ = [
     "MaterializedLayer",
     "P2PBarrierTask",
     "TaskState",
+    "WorkerState",
     "convert_legacy_graph",
     "fuse_linear_task_spec",
     "fuse_roots",

@@ -45,8 +45,8 @@ class MisplacedTaskError(PoolsError):
 
     def __str__(self) -> str:
         return (
-            f"{self.chunk} of {self.entry} lives in pool {self.pool!r}, but was about to be accessed on worker "
-            f"{self.worker}, which is not of that pool. The pin was lost on the way: call "
+            f"{self.chunk} of {self.entry} lives in pool {self.pool!r}, but was about to be accessed on "
+            f"worker {self.worker}, which is not of that pool. The pin was lost on the way: call "
             "dask_pools.propagate_pools() before computing, and leave `pools.propagate` on."
         )
 

@@ -3,7 +3,8 @@
 Dask keeps root tasks in a queue on the scheduler and sends each when a thread becomes free, after the tasks
 that consume what is there already; so results do not pile up in memory. But its queue knows no restrictions:
 tasks with any are all sent at once. Here they wait in a queue for each pool, by Dask's own priorities and
-its setting ``distributed.scheduler.worker-saturation``.
+its setting ``distributed.scheduler.worker-saturation``. Where that is infinite, there is no queue, and roots
+are dealt out in blocks, so that those whose results go together are on one worker; this, too, Dask does.
 
 While it waits, a task requires a resource that no worker offers. So for Dask it is a task that cannot run
 yet, whoever looks at it, and nothing private of the scheduler is changed.
@@ -16,13 +17,17 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from time import monotonic
+from typing import TypeGuard
 
 from dask.typing import Key
 from distributed import Scheduler
+from distributed.core import Status
 
 from dask_pools import dask_internals, pins
-from dask_pools.dask_internals import TaskState
+from dask_pools.dask_internals import TaskState, WorkerState
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +35,21 @@ HELD = "pools-held-back"
 """The resource that no worker offers."""
 
 
+def _runs(worker: WorkerState | None) -> TypeGuard[WorkerState]:
+    return worker is not None and worker.status == Status.running
+
+
 def is_held(task: TaskState) -> bool:
     """Whether a task waits for room in its pool."""
     return HELD in (task.resource_restrictions or ())
+
+
+@dataclass
+class _Block:
+    """Roots of one group that go to one worker."""
+
+    worker: str
+    left: int
 
 
 class RootQueue:
@@ -54,6 +71,8 @@ class RootQueue:
         # not run any more are still in there, and left out when their turn comes.
         self._ready: dict[str, list[tuple[tuple[float, ...], int, Key]]] = {}
         self._numbers = itertools.count()
+        # The block that is being dealt out, for each group of tasks in each pool.
+        self._blocks: dict[tuple[str, str], _Block] = {}
         self._filling = False
 
     def hold(self, tasks: Iterable[TaskState]) -> None:
@@ -62,8 +81,6 @@ class RootQueue:
         What a root is follows Dask (`distributed.scheduler.SchedulerState.is_rootish`): one of a group of
         tasks that is more than twice as large as there are threads, here of its pool, and reads little.
         """
-        if math.isinf(self._scheduler.WORKER_SATURATION):
-            return
         threads: dict[str, int] = {}
         large: dict[tuple[str, str], bool] = {}
         for task in tasks:
@@ -71,9 +88,7 @@ class RootQueue:
             if pool is None or not dask_internals.may_be_queued(task):
                 continue
             if pool not in threads:
-                threads[pool] = sum(
-                    self._scheduler.workers[worker].nthreads for worker in self._workers_of(pool)
-                )
+                threads[pool] = self._threads(pool)
             group = (task.group_key, pool)
             if group not in large:
                 large[group] = dask_internals.is_group_of_roots(self._scheduler, task.group, threads[pool])
@@ -142,22 +157,44 @@ class RootQueue:
 
     def _fill_pool(self, pool: str) -> None:
         ready = self._ready[pool]
-        room = self._room(pool)
+        queueing = not math.isinf(self._scheduler.WORKER_SATURATION)
+        room = self._room(pool) if queueing else len(ready)
         while ready and room > 0:
             _, _, key = heapq.heappop(ready)
             task = self._scheduler.tasks.get(key)
             if task is None or task.state != "no-worker" or not is_held(task):
                 continue
             self._unmark(task)
+            if not queueing:
+                task.worker_restrictions = self._next_of_block(task, pool)
             self._scheduler.transitions({key: "processing"}, f"pools-queue-{monotonic()}")
+            task.worker_restrictions = None
             if task.state == "no-worker":
-                # It needs something else that is lacking.
+                # It needs something else that is lacking, or its pool has no workers.
                 self._mark(task)
                 self._push(task, pool)
                 break
             room -= 1
         if not ready:
             del self._ready[pool]
+            self._blocks.clear()
+
+    def _next_of_block(self, task: TaskState, pool: str) -> set[str] | None:
+        """Worker for the next root of a group, as `SchedulerState.decide_worker_rootish_queuing_disabled`."""
+        running = [ws for ws in map(self._scheduler.workers.get, self._workers_of(pool)) if _runs(ws)]
+        if not running:
+            return None
+        group = (task.group_key, pool)
+        block = self._blocks.get(group)
+        if block is None or not block.left or not any(ws.address == block.worker for ws in running):
+            least = min(running, key=partial(self._scheduler.worker_objective, task))
+            size = math.floor(len(task.group) / self._threads(pool) * least.nthreads)
+            block = self._blocks[group] = _Block(least.address, max(1, size))
+        block.left -= 1
+        return {block.worker}
+
+    def _threads(self, pool: str) -> int:
+        return sum(self._scheduler.workers[worker].nthreads for worker in self._workers_of(pool))
 
     def _room(self, pool: str) -> int:
         """Tasks that the workers of a pool can take, as Dask counts it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -84,14 +85,13 @@ def test_results_are_consumed_before_further_roots_are_made(pools, client):
 
     with pool("ecmwf"):
         made = [dask.delayed(int)(i, dask_key_name=f"made-here-{i}") for i in range(60)]
-    with pool("eumetsat"):
         read = [dask.delayed(lambda i: i + 1)(one) for one in made]
     pools.scheduler.add_plugin(plugin := Held())
     try:
         assert sum(dask.compute(*read)) == 1830
     finally:
         pools.scheduler.remove_plugin(plugin.name)
-    assert most < 30
+    assert most < 10
 
 
 def test_a_worker_of_two_pools_has_one_count_of_slots():
@@ -135,19 +135,33 @@ def test_cancelled_roots_leave_the_line(pools, client):
     assert roots("ecmwf", 30).sum().compute() == 435
 
 
-def test_nothing_is_lost_when_workers_come_and_go():
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Client]:
+    """Client of a pool of two workers of one thread, the current one."""
     with LocalPools({"ecmwf": 2}, threads_per_worker=1) as cluster, cluster.get_client() as client:
-        x = roots("ecmwf", 60, seconds=0.05).persist()
-        assert eventually(lambda: sum(len(w.has_what) for w in cluster.scheduler.workers.values()) > 6, 20)
-        # One is killed and comes back, one is new.
-        os.kill(
-            client.run(os.getpid, workers=[min(client.scheduler_info()["workers"])]).popitem()[1],
-            signal.SIGKILL,
-        )
-        cluster.scale("ecmwf", 3)
-        wait(x)
-        assert x.sum().compute() == 1770
-        assert not any(HELD in (one.resource_restrictions or {}) for one in cluster.scheduler.tasks.values())
+        yield client
+
+
+def test_without_a_queue_neighbours_go_to_one_worker(pair, monkeypatch):
+    monkeypatch.setattr(pair.cluster.scheduler, "WORKER_SATURATION", math.inf)
+    x = roots("ecmwf", 40).persist()
+    wait(x)
+    holders = [list(pair.cluster.scheduler.tasks[key].who_has) for key in x.__dask_keys__()]
+    # Dealt out one by one it would be about 20; some are stolen by a worker that is idle.
+    assert 1 <= sum(one != other for one, other in itertools.pairwise(holders)) <= 8
+
+
+def test_nothing_is_lost_when_workers_come_and_go(pair):
+    scheduler = pair.cluster.scheduler
+    x = roots("ecmwf", 60, seconds=0.05).persist()
+    assert eventually(lambda: sum(len(w.has_what) for w in scheduler.workers.values()) > 6, 20)
+    # One is killed and comes back, one is new.
+    pids = pair.run(os.getpid)
+    os.kill(pids[min(pids)], signal.SIGKILL)
+    pair.cluster.scale("ecmwf", 3)
+    wait(x)
+    assert x.sum().compute() == 1770
+    assert not any(HELD in (one.resource_restrictions or {}) for one in scheduler.tasks.values())
 
 
 def test_a_fault_in_the_queue_sends_everything(pools, client, monkeypatch):
