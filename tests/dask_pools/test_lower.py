@@ -171,3 +171,20 @@ def test_tasks_that_dask_fused_across_pools_are_refused():
     flat = stock((x + y).dask, list(flatten((x + y).__dask_keys__())))
     with pytest.raises(MixedPoolsError, match="'ecmwf', 'eumetsat'"):
         lower.read(flat)
+
+
+def test_a_plan_tells_the_pool_of_each_task_before_chains_are_fused():
+    x, y = source("ecmwf"), source("eumetsat")
+    total = (da.concatenate([x, y]).mean(1) + 1).sum()
+    before, _ = placed(total)
+    plan = lower.plan(lower.read(total.dask), total.__dask_keys__(), lower.ARRAY)
+    assert [plan.keys[task] for task in plan.outputs] == list(flatten(total.__dask_keys__()))
+    assert len(plan.keys) == len(plan.layers) == len(plan.pools) == len(plan.model.inputs)
+    found = {key: plan.model.pools[pool] for key, pool in zip(plan.keys, plan.pools, strict=True)}
+    assert {key: found[key] for key in before if key in found} == {
+        key: pool for key, pool in before.items() if key in found
+    }
+    assert all(
+        layer == (key[0] if isinstance(key, tuple) else key)
+        for key, layer in zip(plan.keys, plan.layers, strict=True)
+    )

@@ -72,6 +72,8 @@ BAG = Kind(
 class _Mark:
     """What is known of a layer while Dask fuses and culls it."""
 
+    layer: str
+    """Its name."""
     pools: Pools
     """Pools that its sources lie in."""
     annotations: dict[str, Any]
@@ -94,6 +96,49 @@ class Layers:
     """Annotations, without pins, where they differ from task to task of a layer."""
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A graph as plain data, and the pool of each of its tasks, before chains of tasks are fused."""
+
+    keys: list[Key]
+    """Keys of the tasks of the model, in its order; results that the scheduler has already are among them."""
+    layers: list[str]
+    """For each task the name of its layer; empty for a result that the scheduler has already."""
+    outputs: list[int]
+    """The tasks whose results were asked for."""
+    model: Model
+    pools: list[int]
+    """For each task its pool, as a number in ``model.pools``, or `FREE`."""
+
+
+def plan(layers: Layers, keys: Any, kind: Kind) -> Placed:
+    """Place the tasks of a graph, as `place` does, and change nothing.
+
+    Parameters
+    ----------
+    layers : Layers
+        As `read` gives them.
+    keys : nested list of keys
+        The results asked for.
+    kind : Kind
+    """
+    wanted = _wanted(keys)
+    tasks, marks = _materialise(layers, wanted, kind)
+    order, model = _model(tasks, _pinned(tasks, marks, layers), layers)
+    return Placed(
+        keys=order,
+        layers=[marks[key].layer if key in marks else "" for key in order],
+        outputs=[task for task, key in enumerate(order) if key in wanted],
+        model=model,
+        pools=assign(model),
+    )
+
+
+def _wanted(keys: Any) -> set[Key]:
+    """Set of the keys in a nested list of them."""
+    return set(flatten(keys if isinstance(keys, (list, set)) else [keys]))
+
+
 def place(layers: Layers, keys: Any, kind: Kind, *, name_pins: bool = False) -> HighLevelGraph:
     """Optimise a graph as Dask does for this kind of collection, and pin its tasks.
 
@@ -113,7 +158,7 @@ def place(layers: Layers, keys: Any, kind: Kind, *, name_pins: bool = False) -> 
     HighLevelGraph
         Every layer annotated with the pool of its tasks.
     """
-    wanted = set(flatten(keys if isinstance(keys, (list, set)) else [keys]))
+    wanted = _wanted(keys)
     tasks, marks = _materialise(layers, wanted, kind)
     pools = _place_tasks(tasks, marks, layers)
     annotations = {
@@ -271,7 +316,7 @@ def _materialise(layers: Layers, wanted: set[Key], kind: Kind) -> tuple[Graph, d
     marks: dict[str, _Mark] = {}
     marked = {}
     for name, layer in graph.layers.items():
-        marks[name] = _Mark(layers.pools[name], dict(getattr(layer, "annotations", None) or {}))
+        marks[name] = _Mark(name, layers.pools[name], dict(getattr(layer, "annotations", None) or {}))
         marked[name] = copy.copy(layer)
         # Survives culling, which renames layers; and fuse_roots asks whether annotations are equal.
         marked[name].annotations = {"mark": marks[name]}
@@ -288,19 +333,22 @@ def _materialise(layers: Layers, wanted: set[Key], kind: Kind) -> tuple[Graph, d
     return dask_internals.convert_legacy_graph(raw), task_marks
 
 
-def _place_tasks(tasks: Graph, marks: Mapping[Key, _Mark], layers: Layers) -> dict[Key, str]:
-    """Pool of every task that is tied to one."""
+def _pinned(tasks: Graph, marks: Mapping[Key, _Mark], layers: Layers) -> dict[Key, str]:
+    """Pool of every task that is pinned, or whose layer is tied to one pool only."""
     pools: dict[Key, str] = {}
-    mixed = False
     for key in tasks:
         of_layer = marks[key].pools
         if (pin := layers.pins.get(key)) is not None:
             pools[key] = pin
         elif len(of_layer) == 1:
             (pools[key],) = of_layer
-        elif of_layer:
-            mixed = True
-    if not mixed:
+    return pools
+
+
+def _place_tasks(tasks: Graph, marks: Mapping[Key, _Mark], layers: Layers) -> dict[Key, str]:
+    """Pool of every task that is tied to one."""
+    pools = _pinned(tasks, marks, layers)
+    if all(key in pools or not marks[key].pools for key in tasks):
         return pools
     # Only here does a layer hold tasks of several pools, so only here are single tasks looked at.
     order, model = _model(tasks, pools, layers)
