@@ -144,6 +144,19 @@ def resources_of_result(key: Key) -> list[dict[str, float]]:
     return found
 
 
+def threads_by_resource() -> dict[str, int]:
+    """Threads of the workers, of all schedulers in this process, that offer each resource.
+
+    Called from the offload thread while the scheduler runs: copies first, and never writes.
+    """
+    threads: dict[str, int] = {}
+    for scheduler in schedulers_here():
+        for worker in list(scheduler.workers.values()):
+            for name in list(worker.resources):
+                threads[name] = threads.get(name, 0) + worker.nthreads
+    return threads
+
+
 def nbytes_of_result(key: Key) -> float | None:
     """Bytes of a result known to a scheduler of this process, or None."""
     for scheduler in schedulers_here():

@@ -16,6 +16,7 @@ __all__ = [
     "MixedPoolsError",
     "PoolUnavailableError",
     "PoolsError",
+    "ResidencyError",
     "UnlocatedError",
     "UnsupportedSettingError",
     "VersionMismatchError",
@@ -109,6 +110,29 @@ class MixedPoolsError(PoolsError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.what} lies in several pools: {_names(self.pools)}."
+
+
+class ResidencyError(PoolsError):
+    """What a dataset holds must not leave its data centre, but an operation needs it in another.
+
+    Attributes
+    ----------
+    variable, pool, operation, needed_in : str
+        What must stay, where; what reads it, and where that has to run.
+    """
+
+    def __init__(self, variable: str, pool: str, operation: str, needed_in: str) -> None:
+        super().__init__(variable, pool, operation, needed_in)
+        self.variable, self.pool = variable, pool
+        self.operation, self.needed_in = operation, needed_in
+
+    def __str__(self) -> str:
+        return (
+            f"{self.variable!r} must stay in pool {self.pool!r}, but {self.operation!r} reads it in pool "
+            f"{self.needed_in!r}. Reduce it in its own pool first (a mean, a selection), let what it is "
+            f"combined with come to {self.pool!r}, or take away the pin that ties {self.operation!r} to "
+            f"{self.needed_in!r}."
+        )
 
 
 class UnsupportedSettingError(PoolsError):

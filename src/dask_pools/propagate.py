@@ -25,7 +25,7 @@ from distributed import Client, default_client
 import dask_pools
 from dask_pools import dask_internals, frames, pins, scheduler, targets
 from dask_pools.config import propagating
-from dask_pools.errors import UnsupportedSettingError, VersionMismatchError
+from dask_pools.errors import PoolsError, UnsupportedSettingError, VersionMismatchError
 from dask_pools.placement import lower
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,8 @@ class PlacingOptimizer(int):
             If Dask has fused loading tasks of several pools into one.
         UnlocatedError
             If it stores to a path that no rule locates.
+        ResidencyError
+            If something that must stay in its pool is wanted in another.
         """
         kinds = dask_internals.kinds_of_outputs(dsk, flatten([keys]), self.setting)
         sent = self.propagate is not None
@@ -108,6 +110,8 @@ class PlacingOptimizer(int):
                 scheduler.install_from_thread(running)
         try:
             return lower.place(layers, keys, kind, name_pins=not sent)
+        except PoolsError:
+            raise
         except Exception:
             # A bug of ours must not cost a user the result; the scheduler plugin pins what the layers miss.
             logger.warning("Could not place a graph; it runs pinned, but less well arranged.", exc_info=True)
