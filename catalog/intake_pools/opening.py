@@ -19,7 +19,7 @@ from dask.utils import parse_bytes
 from distributed import Client, default_client, get_worker, worker_client
 
 from dask_pools import config, pins, propagate, provision
-from dask_pools.errors import EntryError, PoolsError
+from dask_pools.errors import EntryError, MixedPoolsError, PoolsError
 from intake_pools import recipes, stores, writing
 from intake_pools.entries import Entry, public_url, scrub
 from intake_pools.recipes import Limits
@@ -56,6 +56,8 @@ def open_entry(entry: Entry) -> xr.Dataset:
         If the pool has no workers and nobody can start some.
     """
     writing.install()
+    if len(places := {part.location.data_centre for part in entry.parts}) > 1:
+        raise MixedPoolsError(f"urlpath of {entry.name}", places)
     pool = entry.location.data_centre
     limits = _limits(pool)
     if (worker := _own_worker()) is not None:
