@@ -177,7 +177,7 @@ class Mosaic:
         flat = [tuple(size for piece in pieces for size in piece) for pieces in self.grid]
         marks = [(state.source.token, state.version.text) for state in self.states.flat]
         token = tokenize(pool, str(self.variable), self.states.shape, marks, flat, entry.version)
-        name = source_name(str(self.variable), pool, token)
+        name = source_name(str(self.variable), pool, token, entry.stays)
         pieces = _Pieces(tuple(flat), self, entry.name, pool)
         with dask.annotate(**annotations):
             graph = dask_internals.reading_layer(name, pieces, _Slices(tuple(flat), self.grid))

@@ -10,8 +10,10 @@ import os
 import socket
 import traceback
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeAlias, TypeVar
 
@@ -21,8 +23,8 @@ from dask.utils import parse_bytes
 from distributed import Client, Future, default_client, get_worker, worker_client
 
 from dask_pools import config, pins, propagate, provision
-from dask_pools.errors import EntryError, PoolsError
-from intake_pools import recipes, remembered, stores, writing
+from dask_pools.errors import EntryError, PoolsError, PoolUnavailableError
+from intake_pools import recipes, remembered, replicas, stores, writing
 from intake_pools.entries import Entry, is_local, public_url, scrub
 from intake_pools.mosaics import NotAMosaic
 from intake_pools.recipes import Limits
@@ -67,10 +69,18 @@ class _Batch:
     datasets: tuple[xr.Dataset, ...]
 
 
-def open_entry(entry: Entry) -> xr.Dataset:
-    """Open an entry in its pool.
+def open_entry(entry: Entry, data_centre: str | None = None) -> xr.Dataset:
+    """Open an entry where it lives.
 
-    Without a client it is opened in this process, if the data can be seen here.
+    Without a client it is opened in this process, if the data can be seen here. Of an entry that exists more
+    than once, one copy is opened: see `intake_pools.replicas`. One that spans data centres is opened in all
+    of them, and combined here.
+
+    Parameters
+    ----------
+    entry : Entry
+    data_centre : str, optional
+        Which copy to open.
 
     Returns
     -------
@@ -80,30 +90,119 @@ def open_entry(entry: Entry) -> xr.Dataset:
     Raises
     ------
     EntryError
-        If the entry cannot be opened there; the message says what was tried and found.
+        If the entry cannot be opened there; the message says what was tried and found. Also if copies of it
+        differ.
     PoolUnavailableError
         If the pool has no workers and nobody can start some.
     """
     writing.install()
-    pool = entry.location.data_centre
-    limits = _limits(pool)
+    copies = replicas.of(entry, data_centre)
     if (worker := _own_worker()) is not None:
-        if pins.resource(pool) in worker.state.total_resources:
-            return _result(_open(entry, limits), entry, f"in pool {pool!r}")
+        own = [copy for copy in copies if _pools(copy) == {_pool_of(worker)}]
+        if own:
+            return _opened_by(None, own, str(_pool_of(worker)))
         # This task waits for another one: it gives its thread away, and uses the worker's client.
         with worker_client() as client:
-            return _open_through(client, entry, limits)
+            return _opened_by(client, copies)
     try:
         client = default_client()
     except ValueError:
-        return _open_here(entry, limits)
+        return _opened_by(None, copies)
     if client.asynchronous:
         raise EntryError(
             f"{entry.name} cannot be opened inside the event loop of an asynchronous client. Give the loop "
             "free: `await asyncio.to_thread(entry.to_dask)`."
         )
     propagate.connect(client)
-    return _open_through(client, entry, limits)
+    return _opened_by(client, copies)
+
+
+def _pool_of(worker: Any) -> str | None:
+    return pins.pool_of_resources(worker.state.total_resources)
+
+
+def _pools(entry: Entry) -> set[str]:
+    return {part.location.data_centre for part in entry.parts or (entry,)}
+
+
+def _opened_by(client: Client | None, copies: Sequence[Entry], own_pool: str | None = None) -> xr.Dataset:
+    """Open the first of some copies of an entry that can be opened."""
+    if len(copies) == 1:
+        return _copy_opened_by(client, copies[0], own_pool)
+    served: set[str] = set()
+    if client is not None:
+        served = set(client.sync(client.scheduler.pools_status)["pools"])
+        copies = replicas.in_order(
+            copies, served, remembered.pools(client), dask.config.get("pools.prefer") or []
+        )
+    failures: list[PoolsError] = []
+    for copy in copies:
+        try:
+            dataset = _copy_opened_by(client, copy, own_pool)
+        except (EntryError, PoolUnavailableError) as error:
+            failures.append(error)
+            if copy is not copies[-1]:
+                warnings.warn(f"{error} The next replica is tried.", replicas.ReplicaWarning, stacklevel=4)
+            continue
+        if client is not None and dask.config.get("pools.compare-replicas"):
+            _compare(
+                client, copy, dataset, [one for one in copies if one is not copy and _pools(one) <= served]
+            )
+        return dataset
+    raise EntryError(
+        f"None of the {len(copies)} replicas of {copies[0].name} can be opened: "
+        + " ".join(f"({number}) {failure}" for number, failure in enumerate(failures, 1))
+    )
+
+
+def _compare(client: Client, chosen: Entry, dataset: xr.Dataset, others: Sequence[Entry]) -> None:
+    """Make sure that the other copies which can be opened now are the same; remembered, that is cheap."""
+    for other in others:
+        try:
+            counterpart = _copy_opened_by(client, other)
+        except (EntryError, PoolUnavailableError):
+            continue  # it will be said when it is chosen
+        if difference := replicas.difference(dataset, counterpart):
+            raise EntryError(
+                f"The replicas of {chosen.name} differ: {difference}, in {chosen.shown} "
+                f"({_places(chosen)}) and {other.shown} ({_places(other)}). Take out the one that is wrong, "
+                "or open one with data_centre=."
+            )
+
+
+def _places(entry: Entry) -> str:
+    return ", ".join(sorted(_pools(entry)))
+
+
+def _copy_opened_by(client: Client | None, entry: Entry, own_pool: str | None = None) -> xr.Dataset:
+    if not entry.parts:
+        return _part_opened_by(client, entry, _limits(entry.location.data_centre), own_pool)
+    # Small data variables would not fit the lazy ones of other parts.
+    limits = [replace(_limits(part.location.data_centre), data=False) for part in entry.parts]
+    if client is None:
+        parts = [
+            _part_opened_by(None, part, limit, own_pool)
+            for part, limit in zip(entry.parts, limits, strict=True)
+        ]
+    else:
+        for pool in sorted(_pools(entry)):
+            provision.ensure_workers(client, pool)
+        with ThreadPoolExecutor(len(entry.parts)) as threads:
+            parts = list(threads.map(lambda *given: _part_opened_by(client, *given), entry.parts, limits))
+    try:
+        return recipes.combined(parts, entry)
+    except EntryError as error:
+        raise EntryError(f"The parts of {entry.name} in {_places(entry)} do not fit: {error}.") from None
+
+
+def _part_opened_by(
+    client: Client | None, entry: Entry, limits: Limits, own_pool: str | None = None
+) -> xr.Dataset:
+    if client is not None:
+        return _open_through(client, entry, limits)
+    if own_pool is not None:
+        return _result(_open(entry, limits), entry, f"in pool {own_pool!r}")
+    return _open_here(entry, limits)
 
 
 def _limits(pool: str) -> Limits:
@@ -245,7 +344,7 @@ def _batch(
             file = stores.reopened(source)
             states.append(State(source, file.version))
             # Small data variables of many files would be many bytes.
-            alone = len(listing) == 1 and not entry.combining
+            alone = len(listing) == 1 and not entry.combining and limits.data
             datasets.append(recipes.dataset_of(file, entry, limits, eager_data=alone))
         if not together or len(datasets) < 2:
             return _Batch(tuple(states), tuple(datasets))

@@ -41,11 +41,14 @@ class Limits:
         Bytes of a chunk where nothing that is stored suggests one.
     annotations : dict
         What Dask's layers are annotated with.
+    data : bool
+        Whether small data variables come with the metadata, as small coordinates do.
     """
 
     eager: int
     chunk: int
     annotations: Mapping[str, Any]
+    data: bool = True
 
 
 # All variables that come with the metadata, beside indexes, together: so many times the limit for one.
@@ -114,7 +117,7 @@ def dataset_of(opened: Opened, entry: Entry, limits: Limits, *, eager_data: bool
             f"dimensions are: {', '.join(map(str, dataset.sizes)) or 'none'}"
         )
     state = State(opened.source, opened.version)
-    small = _small(dataset, limits.eager, eager_data)
+    small = _small(dataset, limits.eager, eager_data and not entry.stays)
     variables: dict[Hashable, xr.Variable] = {}
     for name, variable in dataset.variables.items():
         if name in dataset.xindexes:
@@ -219,7 +222,7 @@ def combined_arrays(datasets: Sequence[xr.Dataset], entry: Entry, limits: Limits
 
 def _one_layer(label: Hashable, array: da.Array, entry: Entry, limits: Limits) -> da.Array:
     """Copy of an array whose graph has one layer, which has the name of what reads."""
-    name = source_name(str(label), entry.location.data_centre, tokenize(array.name))
+    name = source_name(str(label), entry.location.data_centre, tokenize(array.name), entry.stays)
     wanted = set(flatten(array.__dask_keys__()))
     tasks = dask_internals.convert_legacy_graph(dict(array.dask.cull(wanted)))
     renamed = {key: (name, *key[1:]) for key in wanted}

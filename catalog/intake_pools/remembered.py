@@ -20,7 +20,7 @@ from intake_pools.entries import Entry
 from intake_pools.recipes import Limits
 from intake_pools.stores import State
 
-__all__ = ["Opening", "drop", "forget", "get", "put", "state_of"]
+__all__ = ["Opening", "drop", "forget", "get", "pools", "put", "state_of"]
 
 # Entries of a client. Each is the size of its metadata and coordinates.
 _KEPT = 128
@@ -84,6 +84,12 @@ def put(client: Client, entry: Entry, limits: Limits, opening: Opening) -> None:
         mine.move_to_end(_key(entry))
         while len(mine) > _KEPT:
             mine.popitem(last=False)
+
+
+def pools(client: Client) -> set[str]:
+    """Pools of the entries that a client has opened."""
+    with _lock:
+        return {kept.entry.location.data_centre for kept in (_kept.get(client) or {}).values()}
 
 
 def drop(client: Client | None = None, entry: Entry | None = None) -> None:
