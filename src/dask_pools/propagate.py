@@ -97,25 +97,25 @@ class PlacingOptimizer(int):
         kinds = dask_internals.kinds_of_outputs(dsk, flatten([keys]), self.setting)
         sent = self.propagate is not None
         on = self.propagate if sent else propagating()
-        layers = lower.read(dsk, self._locate() if on else None)
-        if layers is None:
-            parts = [_KINDS[kind].optimize(dsk, wanted, **kwargs) for kind, wanted in kinds.items()]
-            return parts[0] if len(parts) == 1 else HighLevelGraph.merge(*parts)
-        # Arrays are optimised most: what is left as it is in other graphs stays right when it is fused.
-        kind = _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
-        if not on:
-            return lower.release(layers, keys, kind)
-        if sent:
-            for running in dask_internals.schedulers_here():
-                scheduler.install_from_thread(running)
         try:
-            return lower.place(layers, keys, kind, name_pins=not sent)
+            layers = lower.read(dsk, self._locate() if on else None)
+            if layers is not None:
+                # Arrays are optimised most: what other kinds leave as it is stays right when fused.
+                kind = _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
+                if not on:
+                    return lower.release(layers, keys, kind)
+                if sent:
+                    for running in dask_internals.schedulers_here():
+                        scheduler.install_from_thread(running)
+                return lower.place(layers, keys, kind, name_pins=not sent)
         except PoolsError:
             raise
         except Exception:
             # A bug of ours must not cost a user the result; the scheduler plugin pins what the layers miss.
             logger.warning("Could not place a graph; it runs pinned, but less well arranged.", exc_info=True)
             return dsk.cull(set(flatten([keys]))) if isinstance(dsk, HighLevelGraph) else dsk
+        parts = [_KINDS[kind].optimize(dsk, wanted, **kwargs) for kind, wanted in kinds.items()]
+        return parts[0] if len(parts) == 1 else HighLevelGraph.merge(*parts)
 
     def _locate(self) -> lower.Locate | None:
         """Tell where stores belong; without a cluster there is one disk, and nothing to tell."""

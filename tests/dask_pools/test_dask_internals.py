@@ -32,6 +32,14 @@ class Lazy:
         return np.arange(8.0)[index]
 
 
+class Logged(Lazy):
+    read: ClassVar = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
 def lazy(name="lazy"):
     return da.from_array(Lazy(), chunks=4, name=name, inline_array=True, meta=np.empty(0))
 
@@ -236,3 +244,19 @@ def test_outputs_of_p2p_are_not_queued(client, pools):
     finally:
         pools.scheduler.remove_plugin(plugin.name)
     assert Look.outputs == [False] * 4
+
+
+def test_a_selection_is_joined_with_the_task_that_reads_from_sources_of_chunks():
+    from dask.layers import ArrayBlockwiseDep, ArraySliceDep
+
+    class Sources(ArrayBlockwiseDep):
+        def __getitem__(self, index):
+            return Logged()
+
+    chunks = ((4, 4),)
+    graph = internals.reading_layer("reading", Sources(chunks), ArraySliceDep(chunks))
+    x = da.Array(graph, "reading", chunks, meta=np.empty(0))
+    np.testing.assert_equal(x.compute(scheduler="sync"), np.arange(8.0))
+    Logged.read.clear()
+    assert x[5].compute(scheduler="sync") == 5
+    assert Logged.read == [(5,)]
