@@ -12,12 +12,15 @@ from dask_pools.errors import (
     MixedPoolsError,
     PoolsError,
     PoolUnavailableError,
+    TransferBudgetError,
     UnlocatedError,
     UnsupportedSettingError,
     VersionMismatchError,
 )
+from dask_pools.explain import Plan, explain
 from dask_pools.pins import get_pool
 from dask_pools.propagate import connect, pool, propagate_pools
+from dask_pools.traffic import measure_traffic
 
 __all__ = [
     "DataCentresError",
@@ -25,13 +28,17 @@ __all__ = [
     "EntryError",
     "MisplacedTaskError",
     "MixedPoolsError",
+    "Plan",
     "PoolUnavailableError",
     "PoolsError",
+    "TransferBudgetError",
     "UnlocatedError",
     "UnsupportedSettingError",
     "VersionMismatchError",
     "connect",
+    "explain",
     "get_pool",
+    "measure_traffic",
     "pool",
     "propagate_pools",
 ]

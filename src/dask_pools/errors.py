@@ -7,6 +7,12 @@ worker or the scheduler to the user unchanged; the message is put together from 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dask.utils import format_bytes
+
+if TYPE_CHECKING:
+    from dask_pools.placement.plan import Plan
 
 __all__ = [
     "DataCentresError",
@@ -16,6 +22,7 @@ __all__ = [
     "MixedPoolsError",
     "PoolUnavailableError",
     "PoolsError",
+    "TransferBudgetError",
     "UnlocatedError",
     "UnsupportedSettingError",
     "VersionMismatchError",
@@ -109,6 +116,36 @@ class MixedPoolsError(PoolsError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.what} lies in several pools: {_names(self.pools)}."
+
+
+class TransferBudgetError(PoolsError):
+    """A computation would move more bytes between pools than it may; none of its tasks has run.
+
+    Attributes
+    ----------
+    crossed, budget : int
+        Bytes.
+    largest : tuple of str
+        What would cross, the largest first.
+    """
+
+    def __init__(self, crossed: int, budget: int, largest: Iterable[str]) -> None:
+        largest = tuple(largest)
+        super().__init__(crossed, budget, largest)
+        self.crossed, self.budget, self.largest = crossed, budget, largest
+
+    @classmethod
+    def of(cls, plan: Plan) -> TransferBudgetError:
+        """Error for a plan that is over its budget."""
+        return cls(plan.crossed, plan.budget or 0, map(str, plan.crossings[:3]))
+
+    def __str__(self) -> str:
+        what = "; ".join(self.largest)
+        return (
+            f"This would move {format_bytes(self.crossed)} between pools, and the budget is "
+            f"{format_bytes(self.budget)}. The most: {what}. dask_pools.explain(...) tells all of it. To "
+            "compute it all the same: with dask.config.set({'pools.transfer-budget': None})."
+        )
 
 
 class UnsupportedSettingError(PoolsError):
