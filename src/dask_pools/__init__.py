@@ -20,7 +20,9 @@ from dask_pools.errors import (
 from dask_pools.explain import Plan, explain
 from dask_pools.pins import get_pool
 from dask_pools.propagate import connect, pool, propagate_pools
+from dask_pools.task_stream import task_stream
 from dask_pools.traffic import measure_traffic
+from dask_pools.visualize import visualize_pools
 
 __all__ = [
     "DataCentresError",
@@ -41,4 +43,6 @@ __all__ = [
     "measure_traffic",
     "pool",
     "propagate_pools",
+    "task_stream",
+    "visualize_pools",
 ]

@@ -214,6 +214,11 @@ class Plan:
         ]
         return tuple(sorted(found, key=lambda crossing: (-crossing.bytes, str(crossing))))
 
+    def crosses(self, edge: Edge) -> bool:
+        """Whether an edge leads from one pool to another."""
+        source, target = self.steps[edge.source].pool, self.steps[edge.target].pool
+        return source != target and ANYWHERE not in (source, target)
+
     @property
     def gathering(self) -> int:
         """Bytes that cross only because ``.compute()`` puts the result together on one worker."""
@@ -267,7 +272,7 @@ class Plan:
 
     def _summary(self) -> list[str]:
         lines = [
-            f"Crossing between pools: {format_bytes(self.crossed)}{self._bound_in_words()}. "
+            f"Crossing between pools: {format_bytes(self.crossed)}{self.bound_in_words}. "
             f"To the client: {format_bytes(self.to_client)}."
         ]
         if self.at_most > self.crossed:
@@ -276,7 +281,9 @@ class Plan:
             )
         return lines
 
-    def _bound_in_words(self) -> str:
+    @property
+    def bound_in_words(self) -> str:
+        """How what will cross compares with `bound`, to stand behind it; may be empty."""
         if self.bound is None:
             return ""
         if self.crossed <= self.bound * 1.001 + 1:
@@ -439,20 +446,22 @@ def _variables(placed: Placed, layers: Layers, held: Container[int]) -> list[fro
     """For each task the names of what was loaded for it."""
     of_layer = _variables_of_layers(layers)
     nothing: frozenset[str] = frozenset()
+    own = {task: label for task, key in enumerate(placed.keys) if (label := pins.label_of_name(_name(key)))}
+    # Loading that Dask fused into other layers can be seen there no more.
+    fused = nothing.union(*of_layer.values()).difference(own.values())
+    symbolic = {name for name, layer in layers.graph.layers.items() if is_symbolic(layer)}
     found: list[frozenset[str]] = []
-    symbolic = {name: is_symbolic(layer) for name, layer in layers.graph.layers.items()}
     for task, key in enumerate(placed.keys):
         name = placed.layers[task]
-        if own := pins.label_of_name(_name(key)):
-            found.append(frozenset([own]))
+        inputs = {found[source] for source in placed.model.inputs[task]}
+        if task in own:
+            found.append(frozenset([own[task]]))
         elif task in held:
             found.append(frozenset([key_split(key)]))
-        elif symbolic.get(name):
-            # Layers that Dask fused into this one can be asked for no more, but what they were is known.
-            found.append(of_layer[name])
+        elif not inputs:
+            found.append(of_layer.get(name, nothing))
         else:
-            inputs = {found[source] for source in placed.model.inputs[task]}
-            found.append(nothing.union(*inputs) if inputs else of_layer.get(name, nothing))
+            found.append(nothing.union(*inputs, of_layer[name] & fused if name in symbolic else nothing))
     return found
 
 
