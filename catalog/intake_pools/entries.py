@@ -9,14 +9,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from dask_pools import targets
-from dask_pools.errors import EntryError, MixedPoolsError
-from intake_pools.locate import Location, locate
+from dask_pools.errors import EntryError
+from intake_pools.locate import Location, locate, rules_of
 
 if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres
@@ -63,6 +64,15 @@ class Entry:
         For fsspec; may have secrets.
     version : str or None
         Stated by the user, beside what is found.
+    residency : str or None
+        ``"stay"`` if its raw chunks may not leave its pool.
+    parts : tuple of Entry
+        Of an entry that spans data centres: its URLs in order, cut wherever the data centre changes, each
+        part an entry in one place. Empty if all is in one place. `urls` has them all, `location` is the
+        first part's.
+    replicas : tuple of Entry
+        Of an entry that exists more than once: each copy, this one first, in the order in which they are
+        stated. Empty if there is one copy. A copy may have parts, but no copies.
     """
 
     name: str
@@ -74,6 +84,19 @@ class Entry:
     combining: Mapping[str, Any] = field(default_factory=dict)
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     version: str | None = None
+    residency: str | None = None
+    parts: tuple[Entry, ...] = ()
+    replicas: tuple[Entry, ...] = ()
+
+    @property
+    def stays(self) -> bool:
+        """Whether its raw chunks may not leave its pool."""
+        return self.residency == "stay"
+
+    @property
+    def several(self) -> bool:
+        """Whether it may be more than one file or store; that of a pattern only its pool can tell."""
+        return len(self.urls) > 1 or bool(self.combining) or any(is_pattern(url) for url in self.urls)
 
     @property
     def shown(self) -> str:
@@ -83,7 +106,7 @@ class Entry:
 
 
 def entry_of(
-    urlpath: Any,
+    urlpath: Any = None,
     *,
     name: str | None = None,
     data_centre: str | None = None,
@@ -94,56 +117,165 @@ def entry_of(
     xarray_kwargs: Mapping[str, Any] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     version: str | None = None,
+    residency: str | None = None,
+    parts: Any = None,
+    replicas: Any = None,
 ) -> Entry:
     """Check what a user or a catalogue says about a dataset, and locate it.
 
     Parameters
     ----------
     urlpath : str, path, or list of them
+        If those of a list live in several data centres, the entry has parts.
     name : str, optional
         By default the last part of the path.
     data_centre, said_in, data_centres
         As in `intake_pools.locate.locate`.
     engine, chunks, xarray_kwargs, storage_options, version
         As in `Entry`. An engine in `xarray_kwargs` beats `engine`.
+    residency : str, optional
+        ``"stay"`` if raw chunks may not leave the pool, ``"free"`` if they may, whatever the data-centres
+        file says; by default what it says of the data centre.
+    parts : list of str or mapping, optional
+        In place of `urlpath`: the URLs of each part, or what differs for it: ``urlpath``, ``data_centre``,
+        ``storage_options``, ``version``.
+    replicas : list of str or mapping, optional
+        URLs of further copies of the same data, or what differs for them: as of `parts`, and ``engine``,
+        ``chunks``, ``xarray_kwargs`` and ``parts``.
 
     Raises
     ------
     EntryError
         If an argument cannot be what it is meant to be; the message says what would do.
-    MixedPoolsError
-        If the URLs live in several data centres.
     UnlocatedError, DataCentresError
         As in `locate`.
     """
-    urls = _urls(urlpath)
-    name = name or _last_part(urls[0])
-    location = _location(urls, name, data_centre, said_in, data_centres)
+    own: dict[str, Any] = {
+        "urlpath": urlpath,
+        "data_centre": data_centre,
+        "engine": engine,
+        "chunks": chunks,
+        "xarray_kwargs": xarray_kwargs,
+        "storage_options": storage_options,
+        "version": version,
+        "residency": residency,
+        "parts": parts,
+    }
     targets.remember(data_centres)
-    options = dict(_mapping(storage_options, "storage_options", name))
-    kwargs = dict(_mapping(xarray_kwargs, "xarray_kwargs", name))
+    copies = [dict(one) for one in _several(replicas, "replicas", _REPLICA, name)]
+    if urlpath is not None or parts is not None or not copies:
+        copies.insert(0, {})
+    made = [
+        _copy_of({**own, "urlpath": None, "parts": None, **one} if one else own, name, said_in, data_centres)
+        for one in copies
+    ]
+    return made[0] if len(made) == 1 else replace(made[0], replicas=tuple(made))
+
+
+_PART = ("urlpath", "data_centre", "storage_options", "version")
+_REPLICA = (*_PART, "engine", "chunks", "xarray_kwargs", "parts")
+
+
+def _several(given: Any, what: str, allowed: Sequence[str], name: str | None) -> list[Mapping[str, Any]]:
+    """List what is said of each part or replica."""
+    if given is None:
+        return []
+    if not isinstance(given, list | tuple) or not given:
+        raise EntryError(
+            f"{what} of {name or 'an entry'} is {_shown(given)}; it should be a list of URLs, or of mappings "
+            f"with urlpath and what else differs: {', '.join(allowed[1:])}."
+        )
+    said: list[Mapping[str, Any]] = []
+    for one in given:
+        if not isinstance(one, Mapping):
+            said.append({"urlpath": one})
+            continue
+        if unknown := [key for key in one if key not in allowed]:
+            raise EntryError(
+                f"{what} of {name or 'an entry'} has {_shown(unknown[0])}, which is none of: "
+                f"{', '.join(allowed)}."
+            )
+        said.append(one)
+    return said
+
+
+def _shown(value: Any) -> str:
+    return repr(public_options(value))
+
+
+def _copy_of(said: Mapping[str, Any], name: str | None, said_in: str, data_centres: Any) -> Entry:
+    """One copy of an entry: in one place, or of parts."""
+    pieces = _several(said["parts"], "parts", _PART, name)
+    if pieces and said["urlpath"] is not None:
+        raise EntryError(
+            f"{name or 'an entry'} has both urlpath and parts; put the URLs of urlpath into parts, in order."
+        )
+    runs = [
+        part
+        for piece in pieces or [{}]
+        for part in _in_one_place({**said, **piece}, name, said_in, data_centres)
+    ]
+    if len(runs) == 1:
+        return runs[0]
+    runs = [replace(part, name=runs[0].name) for part in runs]
+    urls = tuple(url for part in runs for url in part.urls)
+    return replace(runs[0], urls=urls, parts=tuple(runs))
+
+
+def _in_one_place(
+    said: Mapping[str, Any], name: str | None, said_in: str, data_centres: Any
+) -> Iterator[Entry]:
+    """Make an entry of every stretch of the URLs that lives in one data centre."""
+    urls = _urls(said["urlpath"])
+    name = name or _last_part(urls[0])
+    options = dict(_mapping(said["storage_options"], "storage_options", name))
+    kwargs = dict(_mapping(said["xarray_kwargs"], "xarray_kwargs", name))
     for key in kwargs:
         if key in _DECIDED_HERE:
             raise EntryError(f"xarray_kwargs of {name} has {key!r}: {_DECIDED_HERE[key]}.")
     combining = {key: kwargs.pop(key) for key in COMBINING if key in kwargs}
     # Files are opened beside each other in any case.
     combining.pop("parallel", None)
-    engine = kwargs.pop("engine", None) or engine
+    engine = kwargs.pop("engine", None) or said["engine"]
     if engine is not None and not isinstance(engine, str):
         raise EntryError(f"engine of {name} is {engine!r}; it should be the name of one, such as 'netcdf4'.")
+    version = said["version"]
     if version is not None and not isinstance(version, str | int | float):
         raise EntryError(f"version of {name} is {version!r}; it should be a word or a number.")
-    return Entry(
-        name=name,
-        urls=urls,
-        location=location,
-        engine=engine,
-        chunks=_chunks(chunks, name),
-        xarray_kwargs=kwargs,
-        combining=combining,
-        storage_options=options,
-        version=None if version is None else str(version),
-    )
+    chunks = _chunks(said["chunks"], name)
+    found = [
+        (url, locate(url, said["data_centre"], data_centres, said_in=said_in, storage_options=options))
+        for url in urls
+    ]
+    for _, run in groupby(found, key=lambda one: one[1].data_centre):
+        located = list(run)
+        location = located[0][1]
+        yield Entry(
+            name=name,
+            urls=tuple(url for url, _ in located),
+            location=location,
+            engine=engine,
+            chunks=chunks,
+            xarray_kwargs=kwargs,
+            combining=combining,
+            storage_options=options,
+            version=None if version is None else str(version),
+            residency=_residency(said["residency"], name, location.data_centre, data_centres),
+        )
+
+
+def _residency(given: Any, name: str, data_centre: str, data_centres: Any) -> str | None:
+    """``"stay"``, or None, of an entry in one data centre."""
+    if given not in (None, "stay", "free"):
+        raise EntryError(
+            f"residency of {name} is {_shown(given)}; it should be 'stay' (raw chunks may not leave the "
+            "pool) or 'free'."
+        )
+    if given is None:
+        known = rules_of(data_centres)
+        if known is not None and data_centre in known.data_centres:
+            given = known.data_centres[data_centre].residency
+    return "stay" if given == "stay" else None
 
 
 def _urls(urlpath: Any) -> tuple[str, ...]:
@@ -164,17 +296,18 @@ def _tidy(url: str) -> str:
     return url if "://" in url or "::" in url else re.sub("/{2,}", "/", url)
 
 
+def is_local(url: str) -> bool:
+    """Whether it is a path, and no URL."""
+    return "://" not in url and "::" not in url
+
+
+def is_pattern(url: str) -> bool:
+    """Whether a path or URL may stand for several."""
+    return any(sign in url for sign in "*[") or (is_local(url) and "?" in url)
+
+
 def _last_part(url: str) -> str:
     return public_url(url).rstrip("/").rpartition("/")[2] or url
-
-
-def _location(
-    urls: Sequence[str], name: str, data_centre: str | None, said_in: str, data_centres: Any
-) -> Location:
-    found = [locate(url, data_centre, data_centres, said_in=said_in) for url in urls]
-    if len(pools := {one.data_centre for one in found}) > 1:
-        raise MixedPoolsError(f"urlpath of {name}", pools)
-    return found[0]
 
 
 def _mapping(given: Any, what: str, name: str) -> Mapping[str, Any]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dask_pools.errors import UnlocatedError
 from dask_pools.pins import check_name
 
 if TYPE_CHECKING:
-    from dask_pools.data_centres import DataCentres
+    from dask_pools.data_centres import DataCentres, Rule
 
 __all__ = ["Location", "locate"]
 
@@ -29,10 +29,16 @@ class Location:
     data_centre : str
     evidence : str
         What decided, such as ``prefix /data/ecmwf/ (data-centres.yaml, line 3)``.
+    rule : Rule or None
+        The rule that decided, with its file and line; None if the entry itself, or the data centre, said so.
+    runners_up : tuple of Rule
+        Rules that match as well, but less well, the best of them first.
     """
 
     data_centre: str
     evidence: str
+    rule: Rule | None = field(default=None, compare=False, repr=False)
+    runners_up: tuple[Rule, ...] = field(default=(), compare=False, repr=False)
 
 
 def locate(
@@ -41,6 +47,7 @@ def locate(
     data_centres: DataCentres | str | os.PathLike[str] | Mapping[str, Any] | None = None,
     *,
     said_in: str = "data_centre of the entry",
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Location:
     """Find the data centre that hosts a path or URL.
 
@@ -54,6 +61,8 @@ def locate(
         The rules. By default those of the file that `dask.config` names (``pools.data-centres``).
     said_in : str, optional
         Where `entry_word` was said, for the evidence.
+    storage_options : mapping, optional
+        For fsspec; an endpoint in them says which object store is meant.
 
     Raises
     ------
@@ -65,7 +74,7 @@ def locate(
     """
     from dask_pools import data_centres as rules
 
-    known = rules.default() if data_centres is None else rules.load(data_centres)
+    known = rules_of(data_centres)
     if entry_word is not None:
         check_name(entry_word)
         if known is not None and entry_word not in known.data_centres:
@@ -86,8 +95,8 @@ def locate(
             "data_centre=, or name a file: `data_centres_file` in the catalogue's metadata, or "
             "dask.config.set({'pools.data-centres': 'data-centres.yaml'})."
         )
-    if matching := known.matches(os.fspath(url)):
-        return Location(matching[0].data_centre, str(matching[0]))
+    if matching := known.matches(os.fspath(url), storage_options):
+        return Location(matching[0].data_centre, str(matching[0]), matching[0], tuple(matching[1:]))
     if rules.place_of(os.fspath(url)).relative:
         raise UnlocatedError(
             f"{shown} is a relative path, which no prefix can match: it is relative to the working directory "
@@ -95,8 +104,8 @@ def locate(
             f"{', '.join(known.names) or 'none'}."
         )
     nearest = known.nearest(os.fspath(url))
-    hint = f" The nearest is {nearest.prefix} of {nearest.data_centre}." if nearest else ""
-    prefixes = "; ".join(f"{rule.prefix} ({rule.data_centre})" for rule in known.rules[:_SHOWN]) or "none"
+    hint = f" The nearest is {nearest.pattern} of {nearest.data_centre}." if nearest else ""
+    prefixes = "; ".join(f"{rule.pattern} ({rule.data_centre})" for rule in known.rules[:_SHOWN]) or "none"
     more = f"; and {len(known.rules) - _SHOWN} more" if len(known.rules) > _SHOWN else ""
     raise UnlocatedError(
         f"No data centre hosts {shown}. Prefixes in {known.origin}: {prefixes}{more}.{hint} Add a prefix "
@@ -106,3 +115,18 @@ def locate(
 
 # More prefixes than this make a message that nobody reads.
 _SHOWN = 20
+
+
+def rules_of(
+    data_centres: DataCentres | str | os.PathLike[str] | Mapping[str, Any] | None,
+) -> DataCentres | None:
+    """Rules that are given, else those that `dask.config` names, else None.
+
+    Raises
+    ------
+    DataCentresError
+        If they are wrong.
+    """
+    from dask_pools import data_centres as rules
+
+    return rules.default() if data_centres is None else rules.load(data_centres)

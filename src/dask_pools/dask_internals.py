@@ -19,18 +19,25 @@ from dask._task_spec import (
     convert_legacy_graph,
     fuse_linear_task_spec,
 )
-from dask.array.core import load_store_chunk
+from dask.array.core import getter, load_store_chunk
 from dask.array.optimization import _optimize_slices
 from dask.array.optimization import optimize as optimize_array
 from dask.bag.core import lazify
 from dask.bag.core import optimize as optimize_bag
 from dask.base import collections_to_expr
-from dask.blockwise import Blockwise, _fuse_annotations, fuse_roots, optimize_blockwise
+from dask.blockwise import (
+    Blockwise,
+    BlockwiseDep,
+    _fuse_annotations,
+    blockwise,
+    fuse_roots,
+    optimize_blockwise,
+)
 from dask.delayed import optimize as optimize_delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.typing import Key
 from distributed import Future, Scheduler
-from distributed.scheduler import TaskState
+from distributed.scheduler import TaskGroup, TaskState, WorkerState, _task_slots_available
 from distributed.shuffle._core import P2PBarrierTask, ShuffleRun
 from distributed.sizeof import safe_sizeof
 
@@ -43,6 +50,7 @@ __all__ = [
     "MaterializedLayer",
     "P2PBarrierTask",
     "TaskState",
+    "WorkerState",
     "convert_legacy_graph",
     "fuse_linear_task_spec",
     "fuse_roots",
@@ -57,6 +65,7 @@ __all__ = [
     "optimize_blockwise",
     "optimize_delayed",
     "optimize_slices",
+    "reading_layer",
     "schedulers_here",
     "store_targets",
     "watch_shards",
@@ -106,6 +115,24 @@ def store_targets(layer: Mapping[Key, Any]) -> dict[Key | None, Any]:
         for key, task in layer.items()
         if isinstance(task, Task) and task.func is load_store_chunk and isinstance(task.args[1], DataNode)
     }
+
+
+def reading_layer(name: str, sources: BlockwiseDep, slices: BlockwiseDep) -> HighLevelGraph:
+    """Graph of one layer that reads: that of `dask.array.from_array`, but each chunk has a source of its own.
+
+    Assumes that `dask.blockwise.blockwise` takes block-wise inputs without a collection, and that Dask joins
+    a selection with the task that reads if that calls `getter` with a source and slices.
+
+    Parameters
+    ----------
+    name : str
+        Of the layer.
+    sources, slices : dask.blockwise.BlockwiseDep
+        For each chunk, what to read from, and what of it.
+    """
+    index = tuple(range(len(sources.numblocks)))
+    layer = blockwise(getter, name, index, sources, index, slices, index, numblocks={}, _data_producer=True)
+    return HighLevelGraph.from_collections(name, layer)
 
 
 def merge_annotations(annotations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -196,6 +223,19 @@ def resources_of_result(key: Key) -> list[dict[str, float]]:
     return found
 
 
+def threads_by_resource() -> dict[str, int]:
+    """Threads of the workers, of all schedulers in this process, that offer each resource.
+
+    Called from the offload thread while the scheduler runs: copies first, and never writes.
+    """
+    threads: dict[str, int] = {}
+    for scheduler in schedulers_here():
+        for worker in list(scheduler.workers.values()):
+            for name in list(worker.resources):
+                threads[name] = threads.get(name, 0) + worker.nthreads
+    return threads
+
+
 def nbytes_of_result(key: Key) -> float | None:
     """Bytes of a result known to a scheduler of this process, or None."""
     for scheduler in schedulers_here():
@@ -272,3 +312,40 @@ def kinds_of_outputs(
             kind = "delayed_optimize"
         kinds.setdefault(kind, []).append(key)
     return kinds
+
+
+def may_be_queued(task: TaskState) -> bool:
+    """Whether Dask would put a task into its queue if it were a root without restrictions.
+
+    Assumes that Dask does not queue actors, nor the outputs of a P2P rechunk or shuffle, which read a
+    `P2PBarrierTask` only and are not marked before that has run.
+    """
+    return not (
+        task.actor
+        or not task._queueable
+        or task.worker_restrictions
+        or task.host_restrictions
+        or any(isinstance(source.run_spec, P2PBarrierTask) for source in task.dependencies)
+    )
+
+
+def is_group_of_roots(scheduler: Scheduler, group: TaskGroup, threads: int) -> bool:
+    """Whether Dask would take the tasks of a group for roots if there were so many threads.
+
+    Assumes that `distributed.Scheduler.is_rootish` looks at the same numbers.
+    """
+    return (
+        len(group) > 2 * threads
+        and len(group.dependencies) < scheduler.rootish_tg_threshold
+        and sum(map(len, group.dependencies)) < scheduler.rootish_tg_dependencies_threshold
+    )
+
+
+def free_slots(scheduler: Scheduler, worker: WorkerState) -> int:
+    """Tasks that Dask's queue would send to a worker now; 0 if it is not running.
+
+    Assumes that Dask counts as `distributed.scheduler._task_slots_available` does.
+    """
+    if worker not in scheduler.running:
+        return 0
+    return max(0, int(_task_slots_available(worker, scheduler.WORKER_SATURATION)))

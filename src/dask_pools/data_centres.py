@@ -7,145 +7,70 @@ One schema and one parser for it. A file reads::
         prefixes: [/data/ecmwf/, "s3://ecmwf-"]
       eumetsat:
         prefixes: [/data/eumetsat/, "s3://eumetsat-archive/level-2"]
+        globs: [/scratch/*/eumetsat/]
+        hosts: ["*.eumetsat.int"]
+        endpoints: ["https://s3.eumetsat.int"]
+        parameters: {DATA_PATH: "$HOME/eumetsat"}
 
-The longest matching prefix wins. A prefix matches whole components: ``/data/ecmwf`` hosts ``/data/ecmwf`` and
-what is below it, but not ``/data/ecmwf2``; ``s3://bucket/a`` not ``s3://bucket/ab``. The one exception is the
-stem of bucket names: a URL without a path that ends in ``-``, ``_``, ``.`` or directly after ``://``, as
-``s3://ecmwf-`` does. No bucket's own name ends so, and every bucket whose name begins so is meant.
+The rule that covers most of a place wins. A prefix matches whole components: ``/data/ecmwf`` hosts
+``/data/ecmwf`` and what is below it, but not ``/data/ecmwf2``; ``s3://bucket/a`` not ``s3://bucket/ab``. The
+one exception is the stem of bucket names: a URL without a path that ends in ``-``, ``_``, ``.`` or directly
+after ``://``, as ``s3://ecmwf-`` does. No bucket's own name ends so, and every bucket whose name begins so is
+meant.
 Paths and URLs are normalised before they are compared, so ``/data/ecmwf/../other`` is below ``/data``.
 
-This module knows neither catalogues nor workers.
+The file is the user's own, so environment variables may be used in its values. This module knows neither
+catalogues nor workers.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
-import posixpath
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import string
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, Literal, TypeVar
 
 import dask
 import yaml
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from dask_pools.errors import DataCentresError
 from dask_pools.pins import check_name
+from dask_pools.places import KINDS, SCHEME, Place, Rule, Rules, form_of, place_of
 
-__all__ = ["DataCentre", "DataCentres", "Place", "Rule", "default", "load", "parse", "read"]
+__all__ = [
+    "DataCentre",
+    "DataCentres",
+    "Given",
+    "Place",
+    "Rule",
+    "default",
+    "load",
+    "merge",
+    "parse",
+    "place_of",
+    "read",
+]
 
+_Value = TypeVar("_Value")
 
-class Place(NamedTuple):
-    """A path or URL in the one form in which places are compared.
-
-    Attributes
-    ----------
-    scheme, authority : str
-        ``s3`` and ``bucket`` of ``s3://bucket/key``; both empty for a path.
-    path : str
-        Without a slash at the end; of a relative path, it does not begin with one.
-    """
-
-    scheme: str
-    authority: str
-    path: str
-
-    @property
-    def relative(self) -> bool:
-        """Whether it is a path relative to some working directory."""
-        return not self.scheme and not self.path.startswith("/")
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.authority}{self.path}" if self.scheme else self.path or "/"
-
-    def enclosing(self) -> Iterator[str]:
-        """Every prefix that may host this place, the longest first."""
-        if self.relative:
-            return
-        root = f"{self.scheme}://{self.authority}" if self.scheme else ""
-        path = self.path
-        while path:
-            yield root + path
-            path = path.rpartition("/")[0]
-        yield root or "/"
-        if self.scheme and self.scheme not in _WEB:
-            for end in range(len(self.authority), -1, -1):
-                stem = f"{self.scheme}://{self.authority[:end]}"
-                if not stem[-1].isalnum():
-                    yield stem + _STEM
-
-
-_WEB = {"http", "https"}
-_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}
-_PORTS = {"http": ":80", "https": ":443"}
-# What tells the prefix "s3://ecmwf-" from a bucket that is really called "ecmwf-"; in no URL.
-_STEM = "\0"
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-
-
-def place_of(url: str) -> Place:
-    """Normalise a path or URL.
-
-    Of a chain (``simplecache::s3://…``) the last link counts, since there the data is. Credentials, queries
-    and fragments are left out.
-    """
-    url = url.rpartition("::")[2]
-    found = _SCHEME.match(url)
-    if not found:
-        return Place("", "", _normal_path(url))
-    scheme = found[1].lower()
-    scheme = _ALIASES.get(scheme, scheme)
-    if scheme in _WEB:
-        parts = urlsplit(url)
-        # A server reads %2e as a dot.
-        path = re.sub("%2[eE]", ".", parts.path)
-        authority = parts.netloc.rpartition("@")[2].lower().removesuffix(_PORTS[scheme])
-        return Place(scheme, authority, _normal_path("/" + path).rstrip("/"))
-    rest = url[found.end() :]
-    if scheme in {"file", "local"}:
-        return Place("", "", _normal_path("/" + rest.removeprefix("localhost/")))
-    authority, slash, path = rest.partition("/")
-    authority = authority.rpartition("@")[2]
-    return Place(scheme, authority, _normal_path(slash + path).rstrip("/"))
-
-
-def _normal_path(path: str) -> str:
-    if not path:
-        return ""
-    normal = posixpath.normpath(path)
-    if normal.startswith("/"):
-        # POSIX lets two leading slashes stand.
-        normal = "/" + normal.lstrip("/")
-    return "" if normal == "/" else normal
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule that says which data centre hosts what.
-
-    Attributes
-    ----------
-    data_centre : str
-    prefix : str
-        As it was written.
-    origin : str
-        The file, or what else the rule comes from.
-    line : int or None
-        In that file, from 1.
-    """
-
-    data_centre: str
-    prefix: str
-    origin: str
-    line: int | None = None
-
-    def __str__(self) -> str:
-        where = self.origin if self.line is None else f"{self.origin}, line {self.line}"
-        return f"prefix {self.prefix} ({where})"
+# Key of a data centre that lists rules, and their kind.
+_LISTS = {f"{kind}es" if kind.endswith("x") else f"{kind}s": kind for kind in KINDS}
+# Names that mean something else in a catalogue.
+_NOT_PARAMETERS = ("CATALOG_DIR", "CATALOG_PATH", "STORAGE_OPTIONS")
+# A data-centres file has four levels and, of 1,000 rules, 5,000 nodes.
+_DEEP, _MANY = 20, 200_000
 
 
 class DataCentre(BaseModel):
@@ -155,23 +80,51 @@ class DataCentre(BaseModel):
     ----------
     prefixes : tuple of str
         Absolute paths and URLs below which it hosts everything.
+    globs : tuple of str
+        The same with ``*`` and ``?`` within a component, and ``**`` for any number of components.
+    hosts : tuple of str
+        Host names of URLs, ``*.example.org`` for all of a domain.
+    endpoints : tuple of str
+        URLs of the S3 endpoints of its object stores, as `storage_options` of an entry name them.
+    regions : tuple of str
+        Regions of public clouds, for buckets whose region is asked for.
+    parameters : dict of str to str
+        Values of the parameters with which catalogues for several machines name their paths.
+    residency : "stay" or None
+        ``stay`` if raw chunks may not leave.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     prefixes: tuple[str, ...] = ()
+    globs: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    parameters: dict[str, str] = Field(default_factory=dict)
+    residency: Literal["stay"] | None = None
 
-    @field_validator("prefixes", mode="before")
+    @field_validator(*_LISTS, mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("prefixes")
+    @field_validator(*_LISTS)
     @classmethod
-    def _proper(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
-        for prefix in prefixes:
-            _form(prefix)
-        return prefixes
+    def _proper(cls, patterns: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for pattern in patterns:
+            form_of(_LISTS[str(info.field_name)], pattern)
+        return patterns
+
+    @field_validator("parameters")
+    @classmethod
+    def _named(cls, parameters: dict[str, str]) -> dict[str, str]:
+        for name in parameters:
+            if not name.isidentifier() or name in _NOT_PARAMETERS:
+                raise ValueError(
+                    f"{name!r} cannot be the name of a parameter; write a word, such as DATA_PATH"
+                )
+        return parameters
 
 
 class DataCentres(BaseModel):
@@ -179,15 +132,23 @@ class DataCentres(BaseModel):
 
     Attributes
     ----------
+    version : int
+        Of the format; 1.
     data_centres : dict of str to DataCentre
+    costs : dict of str to dict of str to float
+        What a byte costs from one data centre (outer key) to another (inner key), relative to the others:
+        prices or inverse bandwidths. Pairs that are not there cost 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    version: Literal[1] = 1
     data_centres: dict[str, DataCentre]
+    costs: dict[str, dict[str, float]] = Field(default_factory=dict)
 
     _origin: str = PrivateAttr(default="the data centres given")
-    _rules: dict[str, Rule] = PrivateAttr(default_factory=dict)
+    _rules: Rules = PrivateAttr(default_factory=Rules)
+    _lines: dict[tuple[Any, ...], tuple[str, int | None]] = PrivateAttr(default_factory=dict)
 
     @field_validator("data_centres")
     @classmethod
@@ -195,6 +156,21 @@ class DataCentres(BaseModel):
         for name in value:
             check_name(name)
         return value
+
+    @field_validator("costs")
+    @classmethod
+    def _priced(cls, costs: dict[str, dict[str, float]], info: ValidationInfo) -> dict[str, dict[str, float]]:
+        known = info.data.get("data_centres", {})
+        for name in {*costs, *(to for row in costs.values() for to in row)}:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{name!r} is not among data_centres.{hint}")
+        for row in costs.values():
+            for cost in row.values():
+                if not (0 < cost < math.inf):
+                    raise ValueError(f"{cost} is no cost; it should be a number above 0")
+        return costs
 
     @property
     def names(self) -> list[str]:
@@ -209,62 +185,65 @@ class DataCentres(BaseModel):
     @property
     def rules(self) -> list[Rule]:
         """Every rule, in the order of the file."""
-        return list(self._rules.values())
+        return list(self._rules)
 
-    def matches(self, url: str) -> list[Rule]:
-        """Rules that match a path or URL, the deciding one first."""
-        return [rule for prefix in place_of(url).enclosing() if (rule := self._rules.get(prefix))]
+    def matches(self, url: str, storage_options: Mapping[str, Any] | None = None) -> list[Rule]:
+        """Rules that match a path or URL, the deciding one first.
+
+        Parameters
+        ----------
+        url : str
+        storage_options : mapping, optional
+            Options for fsspec, which may name an endpoint.
+        """
+        return self._rules.matches(url, storage_options)
 
     def nearest(self, url: str) -> Rule | None:
         """Find the rule whose prefix looks most like the beginning of `url`, if one looks alike at all."""
-        place = str(place_of(url))
+        return self._rules.nearest(url)
 
-        def likeness(rule: Rule) -> float:
-            prefix = str(place_of(rule.prefix))
-            return difflib.SequenceMatcher(None, prefix, place[: len(prefix)]).ratio()
+    def of_region(self, scheme: str, region: str) -> Rule | None:
+        """Rule for a region of a public cloud, such as ``eu-west-2`` of ``s3``, or None."""
+        return self._rules.of_region(scheme, region)
 
-        best = max(self.rules, key=likeness, default=None)
-        return best if best is not None and likeness(best) >= 0.6 else None
+    def with_parameters(self, names: Iterable[str]) -> dict[str, str]:
+        """Find data centres that have a value for each of these parameters, with what says so.
 
-    def _index(self, origin: str, lines: Mapping[tuple[Any, ...], int]) -> None:
-        self._origin = origin
+        Parameters
+        ----------
+        names : iterable of str
+
+        Returns
+        -------
+        dict of str to str
+            Evidence by data centre, in the order of the file.
+        """
+        wanted = list(names)
+        return {
+            name: "; ".join(f"parameter {one} ({self._where(name, 'parameters', one)})" for one in wanted)
+            for name, data_centre in self.data_centres.items()
+            if all(one in data_centre.parameters for one in wanted)
+        }
+
+    def _where(self, *at: str) -> str:
+        return _at(*self._lines.get(("data_centres", *at), (self._origin, None)))
+
+    def _index(self, origin: str, lines: Mapping[tuple[Any, ...], tuple[str, int | None]]) -> None:
+        self._origin, self._lines = origin, dict(lines)
         for name, data_centre in self.data_centres.items():
-            for number, prefix in enumerate(data_centre.prefixes):
-                line = lines.get(("data_centres", name, "prefixes", number))
-                rule = Rule(name, prefix, origin, line)
-                form = _form(prefix)
-                if other := self._rules.get(form):
-                    raise DataCentresError(
-                        f"{_at(origin, line)}: prefix {prefix!r} of data centre {name!r} is also a prefix of "
-                        f"{other.data_centre!r}: {other}. A prefix belongs to one data centre; "
-                        "remove one of the two or make it longer."
-                    )
-                self._rules[form] = rule
+            for plural, kind in _LISTS.items():
+                for number, pattern in enumerate(getattr(data_centre, plural)):
+                    where, line = lines.get(("data_centres", name, plural, number), (origin, None))
+                    longer = " or make it longer" if kind in ("prefix", "glob") else ""
+                    if other := self._rules.add(Rule(name, pattern, where, line, kind)):
+                        raise DataCentresError(
+                            f"{_at(where, line)}: {kind} {pattern!r} of data centre {name!r} is also a "
+                            f"{kind} of {other.data_centre!r}: {other}. A {kind} belongs to one data centre; "
+                            f"remove one of the two{longer}."
+                        )
 
 
-def _form(prefix: str) -> str:
-    """Bring a prefix into the form in which it is looked up.
-
-    Raises
-    ------
-    ValueError
-        If nothing could ever match it.
-    """
-    if not prefix.strip():
-        raise ValueError("a prefix is empty; write an absolute path or a URL, such as /data/ or s3://bucket")
-    place = place_of(prefix)
-    if place.relative or "::" in prefix or prefix.startswith("~"):
-        raise ValueError(f"{prefix!r} is neither an absolute path nor a URL, such as /data/ or s3://bucket")
-    if place.scheme in _WEB:
-        if not place.authority[-1:].isalnum():
-            raise ValueError(f"{prefix!r} has no whole host name; the beginning of one cannot be a prefix")
-        return str(place)
-    # "s3://ecmwf-/", on the other hand, is one bucket of that odd name.
-    open_end = not place.authority or not (place.authority[-1].isalnum() or prefix.endswith("/"))
-    return str(place) + _STEM if place.scheme and not place.path and open_end else str(place)
-
-
-def parse(text: str, origin: str) -> DataCentres:
+def parse(text: str, origin: str, *, environment: Mapping[str, str] | None = None) -> DataCentres:
     """Read the text of a data-centres file.
 
     Parameters
@@ -272,25 +251,67 @@ def parse(text: str, origin: str) -> DataCentres:
     text : str
     origin : str
         The file's name, for messages.
+    environment : mapping, optional
+        Values for ``$NAME`` and ``${NAME}`` in the text's values; by default those of the environment. Of a
+        file that is not the user's own, it should be empty.
 
     Raises
     ------
     DataCentresError
         With file, line, key and what is allowed.
     """
-    loader = yaml.SafeLoader(text)
     lines: dict[tuple[Any, ...], int] = {}
+    loader: yaml.SafeLoader | None = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             raise DataCentresError(f"{origin} is empty. It should read: {_SHAPE}")
-        _walk(node, (), lines, origin, ())
+        _walk(node, (), lines, origin, (), [0])
         data = loader.construct_document(node)
     except yaml.YAMLError as error:
         raise DataCentresError(f"{yaml_complaint(error, origin)} It should read: {_SHAPE}") from None
+    except (ValueError, OverflowError, TypeError, RecursionError) as error:
+        # Such as the date 2026-99-99, which is a date by its form.
+        raise DataCentresError(
+            f"{origin}: a value cannot be read: {error}. It should read: {_SHAPE}"
+        ) from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
+    data = _with_environment(data, (), os.environ if environment is None else environment, origin, lines)
     return _validate(data, origin, lines)
+
+
+def _with_environment(
+    data: Any,
+    at: tuple[Any, ...],
+    environment: Mapping[str, str],
+    origin: str,
+    lines: Mapping[tuple[Any, ...], int],
+) -> Any:
+    """Put values of the environment in; a dollar is written ``$$``."""
+    if isinstance(data, dict):
+        return {
+            key: _with_environment(one, (*at, key), environment, origin, lines) for key, one in data.items()
+        }
+    if isinstance(data, list):
+        return [_with_environment(one, (*at, n), environment, origin, lines) for n, one in enumerate(data)]
+    if not isinstance(data, str) or "$" not in data:
+        return data
+    where = _at(origin, _line_of(at, lines))
+    try:
+        return string.Template(data).substitute(environment)
+    except KeyError as error:
+        known = "" if environment else " This file is not your own, so it has no access to the environment."
+        raise DataCentresError(
+            f"{where}: {_dotted(at)} uses the environment variable {error.args[0]!r}, which is not set."
+            f"{known} A dollar itself is written $$."
+        ) from None
+    except ValueError:
+        raise DataCentresError(
+            f"{where}: {_dotted(at)} has a $ without a name; a dollar itself is written $$."
+        ) from None
 
 
 _SHAPE = "data_centres: {NAME: {prefixes: [/data/, 's3://bucket']}}"
@@ -311,15 +332,21 @@ def _walk(
     lines: dict[tuple[Any, ...], int],
     origin: str,
     above: tuple[yaml.Node, ...],
+    count: list[int],
 ) -> None:
     """Note the line of every key and item; refuse what YAML would pass over in silence."""
+    count[0] += 1
     if any(node is one for one in above):
         raise DataCentresError(f"{_at(origin, node.start_mark.line + 1)}: an alias contains itself.")
+    if len(above) > _DEEP or count[0] > _MANY:
+        raise DataCentresError(
+            f"{_at(origin, node.start_mark.line + 1)}: nested too deeply, or aliases make too much of it."
+        )
     above = (*above, node)
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
             lines[(*path, number)] = item.start_mark.line + 1
-            _walk(item, (*path, number), lines, origin, above)
+            _walk(item, (*path, number), lines, origin, above, count)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[Any, int] = {}
         for key_node, value in node.value:
@@ -333,7 +360,7 @@ def _walk(
                 )
             seen[key] = line
             lines[(*path, key)] = line
-            _walk(value, (*path, key), lines, origin, above)
+            _walk(value, (*path, key), lines, origin, above, count)
 
 
 def _validate(data: Any, origin: str, lines: Mapping[tuple[Any, ...], int]) -> DataCentres:
@@ -345,7 +372,7 @@ def _validate(data: Any, origin: str, lines: Mapping[tuple[Any, ...], int]) -> D
             for one in error.errors(include_url=False)
         )
         raise DataCentresError(complaints) from None
-    model._index(origin, lines)
+    model._index(origin, {at: (origin, line) for at, line in lines.items()})
     return model
 
 
@@ -357,7 +384,7 @@ def _complaint(
     origin: str,
     lines: Mapping[tuple[Any, ...], int],
 ) -> str:
-    where = _at(origin, next((lines[at[:n]] for n in range(len(at), 0, -1) if at[:n] in lines), None))
+    where = _at(origin, _line_of(at, lines))
     key = _dotted(at)
     if kind == "extra_forbidden":
         allowed = list((DataCentres if len(at) == 1 else DataCentre).model_fields)
@@ -372,7 +399,13 @@ def _complaint(
     return f"{where}: {key or 'the file'} should be {expected}, not {value!r}. It should read: {_SHAPE}"
 
 
+def _line_of(at: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int]) -> int | None:
+    return next((lines[at[:n]] for n in range(len(at), 0, -1) if at[:n] in lines), None)
+
+
 _EXPECTED = {
+    "literal_error": "'stay', or not there",
+    "float_type": "a number",
     "tuple_type": "a list of paths and URLs",
     "string_type": "a path or URL",
     "dict_type": "a mapping of names to data centres",
@@ -389,8 +422,14 @@ def _at(origin: str, line: int | None) -> str:
     return origin if line is None else f"{origin}, line {line}"
 
 
-def read(path: str | os.PathLike[str]) -> DataCentres:
+def read(path: str | os.PathLike[str], *, environment: Mapping[str, str] | None = None) -> DataCentres:
     """Read a data-centres file, on disk or at any URL that fsspec knows.
+
+    Parameters
+    ----------
+    path : str or path
+    environment : mapping, optional
+        As in `parse`.
 
     Raises
     ------
@@ -399,29 +438,138 @@ def read(path: str | os.PathLike[str]) -> DataCentres:
     """
     name = os.path.expanduser(os.fspath(path))
     try:
-        if _SCHEME.match(name):
+        if SCHEME.match(name):
             import fsspec
 
             with fsspec.open(name, "rt", encoding="utf-8") as file:
                 text = file.read()
         else:
             text = Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataCentresError(f"The data-centres file {name} cannot be read: {reason}.") from None
-    return parse(text, name)
+    return parse(text, name, environment=environment)
 
 
-def load(given: DataCentres | str | os.PathLike[str] | Mapping[str, Any]) -> DataCentres:
-    """Get data centres from a file's path or URL, from a mapping of the same content, or as they are."""
+Given = DataCentres | str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any]
+"""What data centres may be given as: see `load`."""
+
+
+def load(given: Given, *, environment: Mapping[str, str] | None = None) -> DataCentres:
+    """Get data centres from a file, a mapping of the same content, as they are, or from a list of these.
+
+    Parameters
+    ----------
+    given : DataCentres, path, mapping, or list of them
+        Those of a list are merged: see `merge`.
+    environment : mapping, optional
+        As in `parse`.
+
+    Raises
+    ------
+    DataCentresError
+        If one is wrong, or two contradict each other.
+    """
     if isinstance(given, DataCentres):
         return given
     if isinstance(given, Mapping):
         return _validate(dict(given), "the data centres given", {})
-    return read(given)
+    if isinstance(given, list | tuple):
+        return merge([load(one, environment=environment) for one in given])
+    if not isinstance(given, str | os.PathLike):
+        raise DataCentresError(
+            f"The data centres given are {given!r}; give the path of a data-centres file, a mapping of its "
+            "content, or a list of these."
+        )
+    return read(given, environment=environment)
+
+
+def merge(several: Sequence[DataCentres]) -> DataCentres:
+    """Put several files together, as if all were one.
+
+    Parameters
+    ----------
+    several : sequence of DataCentres
+        At least one.
+
+    Raises
+    ------
+    DataCentresError
+        If one rule belongs to two data centres, or a parameter or a cost has two values.
+    """
+    if len(several) == 1:
+        return several[0]
+    if not several:
+        raise DataCentresError("No data centres are given: the list of data-centres files is empty.")
+    lines: dict[tuple[Any, ...], tuple[str, int | None]] = {}
+    merged: dict[str, DataCentre] = {}
+    costs: dict[str, dict[str, float]] = {}
+    for one in several:
+        for name, data_centre in one.data_centres.items():
+            known = merged.get(name, DataCentre())
+            lists: dict[str, tuple[str, ...]] = {}
+            for plural in _LISTS:
+                had, come = getattr(known, plural), getattr(data_centre, plural)
+                for number, _ in enumerate(come):
+                    here = ("data_centres", name, plural)
+                    lines[(*here, len(had) + number)] = one._lines.get((*here, number), (one.origin, None))
+                lists[plural] = had + come
+            for parameter in data_centre.parameters:
+                at = ("data_centres", name, "parameters", parameter)
+                lines.setdefault(at, one._lines.get(at, (one.origin, None)))
+            merged[name] = DataCentre(
+                **lists,
+                parameters=_joined(
+                    known.parameters, data_centre.parameters, f"parameter {{}} of {name}", one
+                ),
+                residency=data_centre.residency or known.residency,
+            )
+        for name, row in one.costs.items():
+            costs[name] = _joined(costs.get(name, {}), row, f"the cost from {name} to {{}}", one)
+    together = DataCentres(data_centres=merged, costs=costs)
+    together._index(" and ".join(dict.fromkeys(one.origin for one in several)), lines)
+    return together
+
+
+def _joined(
+    had: dict[str, _Value], come: dict[str, _Value], what: str, source: DataCentres
+) -> dict[str, _Value]:
+    for key, value in come.items():
+        if key in had and had[key] != value:
+            raise DataCentresError(
+                f"{source.origin}: {what.format(key)} is {value!r}, but {had[key]!r} in another "
+                "data-centres file. Keep one."
+            )
+    return {**had, **come}
 
 
 def default() -> DataCentres | None:
-    """Get the data centres of the file that `dask.config` names (``pools.data-centres``), or None."""
+    """Get the data centres that `dask.config` names (``pools.data-centres``), or None.
+
+    The setting is the path of a file, a mapping of the same content, or a list of these. Files are read again
+    when they have changed.
+    """
+    global _default
     given = dask.config.get("pools.data-centres", None)
-    return None if given is None else load(given)
+    if given is None:
+        return None
+    state = [_state(one) for one in (given if isinstance(given, list | tuple) else [given])]
+    known = _default
+    if known is None or state != known[0]:
+        # Kept in one piece: several threads may be here.
+        _default = known = state, load(given)
+    return known[1]
+
+
+_default: tuple[list[object], DataCentres] | None = None
+
+
+def _state(given: Any) -> object:
+    """Get what changes when a file does."""
+    if not isinstance(given, str | os.PathLike):
+        return given
+    try:
+        status = os.stat(os.path.expanduser(given))
+    except OSError:
+        return object()  # a URL, or not there: read it every time
+    return os.fspath(given), status.st_mtime_ns, status.st_size, os.getcwd()

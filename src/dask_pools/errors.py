@@ -22,6 +22,7 @@ __all__ = [
     "MixedPoolsError",
     "PoolUnavailableError",
     "PoolsError",
+    "ResidencyError",
     "TransferBudgetError",
     "UnlocatedError",
     "UnsupportedSettingError",
@@ -38,12 +39,12 @@ class PoolsError(Exception):
 
 
 class MisplacedTaskError(PoolsError):
-    """A chunk was about to be read on a worker that is not of the pool that holds it.
+    """A chunk was about to be read or written on a worker that is not of the pool that holds it.
 
     Attributes
     ----------
     entry, chunk, worker, pool : str
-        What was read, which part of it, where, and where it should have been read.
+        What it is of, which part, where it was about to be accessed, and where it should have been.
     """
 
     def __init__(self, entry: str, chunk: str, worker: str, pool: str) -> None:
@@ -52,8 +53,8 @@ class MisplacedTaskError(PoolsError):
 
     def __str__(self) -> str:
         return (
-            f"{self.chunk} of {self.entry} lives in pool {self.pool!r}, but was about to be read on worker "
-            f"{self.worker}, which is not of that pool. The pin was lost on the way: call "
+            f"{self.chunk} of {self.entry} lives in pool {self.pool!r}, but was about to be accessed on "
+            f"worker {self.worker}, which is not of that pool. The pin was lost on the way: call "
             "dask_pools.propagate_pools() before computing, and leave `pools.propagate` on."
         )
 
@@ -116,6 +117,29 @@ class MixedPoolsError(PoolsError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.what} lies in several pools: {_names(self.pools)}."
+
+
+class ResidencyError(PoolsError):
+    """What a dataset holds must not leave its data centre, but an operation needs it in another.
+
+    Attributes
+    ----------
+    variable, pool, operation, needed_in : str
+        What must stay, where; what reads it, and where that has to run.
+    """
+
+    def __init__(self, variable: str, pool: str, operation: str, needed_in: str) -> None:
+        super().__init__(variable, pool, operation, needed_in)
+        self.variable, self.pool = variable, pool
+        self.operation, self.needed_in = operation, needed_in
+
+    def __str__(self) -> str:
+        return (
+            f"{self.variable!r} must stay in pool {self.pool!r}, but {self.operation!r} reads it in pool "
+            f"{self.needed_in!r}. Reduce it in its own pool first (a mean, a selection), let what it is "
+            f"combined with come to {self.pool!r}, or take away the pin that ties {self.operation!r} to "
+            f"{self.needed_in!r}."
+        )
 
 
 class TransferBudgetError(PoolsError):

@@ -25,7 +25,12 @@ from distributed import Client, default_client
 import dask_pools
 from dask_pools import dask_internals, frames, pins, scheduler, targets
 from dask_pools.config import propagating, transfer_budget
-from dask_pools.errors import TransferBudgetError, UnsupportedSettingError, VersionMismatchError
+from dask_pools.errors import (
+    PoolsError,
+    TransferBudgetError,
+    UnsupportedSettingError,
+    VersionMismatchError,
+)
 from dask_pools.placement import lower
 from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, crossed_bytes, summarise
 
@@ -100,33 +105,35 @@ class PlacingOptimizer(int):
             If Dask has fused loading tasks of several pools into one.
         UnlocatedError
             If it stores to a path that no rule locates.
+        ResidencyError
+            If something that must stay in its pool is wanted in another.
         TransferBudgetError
             If more bytes would cross between pools than the budget allows.
         """
         kinds = dask_internals.kinds_of_outputs(dsk, flatten([keys]), self.setting)
         sent = self.propagate is not None
         on = self.propagate if sent else propagating()
-        layers = lower.read(dsk, self._locate() if on else None)
-        if layers is None:
-            parts = [_KINDS[kind].optimize(dsk, wanted, **kwargs) for kind, wanted in kinds.items()]
-            return parts[0] if len(parts) == 1 else HighLevelGraph.merge(*parts)
-        # Arrays are optimised most: what is left as it is in other graphs stays right when it is fused.
-        kind = _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
-        if not on:
-            return lower.release(layers, keys, kind)
-        if sent:
-            for running in dask_internals.schedulers_here():
-                scheduler.install_from_thread(running)
         try:
-            if self.budget is not None:
-                self._check_budget(dsk, layers, keys, kind)
-            return lower.place(layers, keys, kind, name_pins=not sent)
-        except TransferBudgetError:
+            layers = lower.read(dsk, self._locate() if on else None)
+            if layers is not None:
+                # Arrays are optimised most: what other kinds leave as it is stays right when fused.
+                kind = _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
+                if not on:
+                    return lower.release(layers, keys, kind)
+                if sent:
+                    for running in dask_internals.schedulers_here():
+                        scheduler.install_from_thread(running)
+                if self.budget is not None and sent:
+                    self._check_budget(dsk, layers, keys, kind)
+                return lower.place(layers, keys, kind, name_pins=not sent)
+        except PoolsError:
             raise
         except Exception:
             # A bug of ours must not cost a user the result; the scheduler plugin pins what the layers miss.
             logger.warning("Could not place a graph; it runs pinned, but less well arranged.", exc_info=True)
             return dsk.cull(set(flatten([keys]))) if isinstance(dsk, HighLevelGraph) else dsk
+        parts = [_KINDS[kind].optimize(dsk, wanted, **kwargs) for kind, wanted in kinds.items()]
+        return parts[0] if len(parts) == 1 else HighLevelGraph.merge(*parts)
 
     def plan(self, dsk: Any, keys: Any, workers: Mapping[str, int], budget: int | None) -> Plan:
         """Tell what the graph `dsk`, sent for the results `keys`, will move; `workers` by pool."""

@@ -133,7 +133,7 @@ def locate(url: str, rules: Rules, instead: str) -> str | None:
         return None
     why = "is a relative path, which no rule can locate" if place.relative else "is hosted by no data centre"
     prefixes = [
-        f"{rule.prefix} ({rule.data_centre})" for several in rules for one in several for rule in one.rules
+        f"{rule.pattern} ({rule.data_centre})" for several in rules for one in several for rule in one.rules
     ]
     shown = "; ".join(prefixes[:_SHOWN]) + (
         f"; and {len(prefixes) - _SHOWN} more" if prefixes[_SHOWN:] else ""

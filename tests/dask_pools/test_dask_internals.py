@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import pickle
 from types import SimpleNamespace
+from typing import ClassVar
 
 import dask
 import dask.array as da
@@ -21,7 +22,7 @@ from dask.array.optimization import optimize as optimize_array
 from dask.base import collections_to_expr, flatten
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from distributed import Future, Scheduler
+from distributed import Future, Scheduler, SchedulerPlugin
 from distributed.shuffle._core import ShuffleRun
 from distributed.shuffle._rechunk import ArrayRechunkRun
 from distributed.shuffle._shuffle import DataFrameShuffleRun
@@ -34,6 +35,14 @@ class Lazy:
 
     def __getitem__(self, index):
         return np.arange(8.0)[index]
+
+
+class Logged(Lazy):
+    read: ClassVar = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
 
 
 def lazy(name="lazy"):
@@ -199,6 +208,63 @@ def test_a_task_without_a_worker_is_found_and_can_be_failed(pools):
     assert hasattr(pools.scheduler, "unrunnable")
     assert hasattr(pools.scheduler, "resources")
     assert hasattr(pools.scheduler, "transition")
+
+
+def test_dask_takes_the_same_tasks_for_roots_and_counts_free_slots_alike(client, pools):
+    scheduler = pools.scheduler
+    roots, slots = [], []
+
+    class Compare(SchedulerPlugin):
+        name = "compare-roots-of-this-test"
+
+        def update_graph(self, _, *, tasks, **kwargs):
+            for task in map(scheduler.tasks.__getitem__, tasks):
+                of_group = internals.is_group_of_roots(scheduler, task.group, scheduler.total_nthreads)
+                roots.append((internals.may_be_queued(task) and of_group, scheduler.is_rootish(task)))
+            slots.extend(internals.free_slots(scheduler, worker) for worker in scheduler.workers.values())
+
+    scheduler.add_plugin(plugin := Compare())
+    try:
+        assert da.ones(40, chunks=1).map_blocks(np.negative).sum().compute() == -40
+    finally:
+        scheduler.remove_plugin(plugin.name)
+    assert set(roots) == {(True, True), (False, False)}
+    assert slots == [3, 3]  # 1.1 × two threads, rounded up
+
+
+def test_outputs_of_p2p_are_not_queued(client, pools):
+    class Look(SchedulerPlugin):
+        name = "outputs-of-p2p-in-this-test"
+        outputs: ClassVar[list[bool]] = []
+
+        def update_graph(self, _, *, tasks, **kwargs):
+            for task in map(pools.scheduler.tasks.__getitem__, tasks):
+                if any(isinstance(one.run_spec, internals.P2PBarrierTask) for one in task.dependencies):
+                    self.outputs.append(internals.may_be_queued(task))
+
+    pools.scheduler.add_plugin(plugin := Look())
+    try:
+        x = da.ones((8, 8), chunks=(8, 2)).rechunk((2, 8), method="p2p")
+        assert x.sum().compute() == 64
+    finally:
+        pools.scheduler.remove_plugin(plugin.name)
+    assert Look.outputs == [False] * 4
+
+
+def test_a_selection_is_joined_with_the_task_that_reads_from_sources_of_chunks():
+    from dask.layers import ArrayBlockwiseDep, ArraySliceDep
+
+    class Sources(ArrayBlockwiseDep):
+        def __getitem__(self, index):
+            return Logged()
+
+    chunks = ((4, 4),)
+    graph = internals.reading_layer("reading", Sources(chunks), ArraySliceDep(chunks))
+    x = da.Array(graph, "reading", chunks, meta=np.empty(0))
+    np.testing.assert_equal(x.compute(scheduler="sync"), np.arange(8.0))
+    Logged.read.clear()
+    assert x[5].compute(scheduler="sync") == 5
+    assert Logged.read == [(5,)]
 
 
 def test_what_p2p_sends_goes_through_one_method_that_no_subclass_overrides():

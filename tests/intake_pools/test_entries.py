@@ -1,7 +1,7 @@
 import pytest
 import xarray as xr
 
-from dask_pools.errors import EntryError, MixedPoolsError
+from dask_pools.errors import EntryError
 from intake_pools.entries import entry_of, public_options, public_url, scrub
 
 
@@ -50,10 +50,76 @@ def test_a_wrong_argument_is_named_with_what_it_should_be(arguments, message):
         entry(**arguments)
 
 
-def test_urls_in_several_data_centres_are_refused_by_name():
-    rules = {"data_centres": {"a": {"prefixes": ["/a"]}, "b": {"prefixes": ["/b"]}}}
-    with pytest.raises(MixedPoolsError, match=r"urlpath of x\.nc lies in several pools: 'a', 'b'"):
-        entry_of(["/a/x.nc", "/b/x.nc"], data_centres=rules)
+RULES = {
+    "data_centres": {
+        "a": {"prefixes": ["/a", "s3://a-"]},
+        "b": {"prefixes": ["/b"], "residency": "stay"},
+        "c": {"endpoints": ["https://c.example.org"]},
+    }
+}
+
+
+def places(several):
+    return [(one.urls, one.location.data_centre, one.residency) for one in several]
+
+
+def test_urls_in_several_data_centres_make_parts_in_their_order():
+    made = entry_of(["/a/x.nc", "/a/y.nc", "/b/z.nc", "/a/w.nc"], data_centres=RULES)
+    assert places(made.parts) == [
+        (("/a/x.nc", "/a/y.nc"), "a", None),
+        (("/b/z.nc",), "b", "stay"),
+        (("/a/w.nc",), "a", None),
+    ]
+    assert made.urls == ("/a/x.nc", "/a/y.nc", "/b/z.nc", "/a/w.nc")
+    assert {part.name for part in made.parts} == {"x.nc"}
+    assert not entry_of(["/a/x.nc", "/a/y.nc"], data_centres=RULES).parts
+
+
+def test_parts_may_differ_in_where_they_are_said_to_live_and_in_options():
+    at_c = {"client_kwargs": {"endpoint_url": "https://c.example.org/"}}
+    made = entry_of(
+        parts=[
+            "/a/x.nc",
+            {"urlpath": "s3://a-/y.nc", "storage_options": at_c},
+            {"urlpath": "z.nc", "data_centre": "b"},
+        ],
+        data_centres=RULES,
+        residency="free",
+    )
+    assert places(made.parts) == [
+        (("/a/x.nc",), "a", None),
+        (("s3://a-/y.nc",), "c", None),
+        (("z.nc",), "b", None),
+    ]
+
+
+def test_replicas_are_whole_entries_the_first_one_included():
+    made = entry_of(
+        "/a/x.nc",
+        chunks={"time": 1},
+        replicas=["/b/x.nc", {"parts": ["/a/1.nc", "/b/2.nc"]}],
+        data_centres=RULES,
+    )
+    assert places(made.replicas[:2]) == [(("/a/x.nc",), "a", None), (("/b/x.nc",), "b", "stay")]
+    assert places(made.replicas[2].parts) == [(("/a/1.nc",), "a", None), (("/b/2.nc",), "b", "stay")]
+    assert all(one.chunks == {"time": 1} and not one.replicas for one in made.replicas)
+    assert entry_of(replicas=["/b/x.nc"], data_centres=RULES).location.data_centre == "b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"parts": "/a/x.nc"}, "parts of an entry is '/a/x.nc'; it should be a list of URLs"),
+        ({"replicas": []}, r"replicas of an entry is \[\]; it should be a list"),
+        ({"parts": [{"urls": 1}]}, "parts of an entry has 'urls', which is none of: urlpath, data_centre"),
+        ({"urlpath": "/a/x", "parts": ["/b/y"]}, "has both urlpath and parts"),
+        ({"urlpath": "/a/x", "residency": "go"}, "residency of x is 'go'; it should be 'stay'"),
+        ({}, "urlpath has None; it should be a path or URL"),
+    ],
+)  # fmt: skip
+def test_wrong_parts_and_replicas_are_named_with_what_they_should_be(arguments, message):
+    with pytest.raises(EntryError, match=message):
+        entry_of(**arguments, data_centres=RULES)
 
 
 def test_an_engine_of_the_users_beats_the_drivers():
