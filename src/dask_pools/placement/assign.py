@@ -46,24 +46,13 @@ def assign(model: Model) -> list[int]:
 
 
 def look_back(model: Model) -> list[int]:
-    """Place each free task in the pool that holds most of its input bytes, in one pass over the tasks.
+    """Place each free task in the pool that holds most of its input bytes, one after the other.
 
     A task that reads nothing from any pool (it has no pinned ancestor) follows the consumer that reads most
     from it, by bytes; a task that is connected to no pin stays `FREE`.
     """
     pools = list(model.pinned)
-    nbytes = model.nbytes
-    for task, inputs in enumerate(model.inputs):
-        if pools[task] != FREE or not inputs:
-            continue
-        held: dict[int, float] = {}
-        for source in inputs:
-            if (pool := pools[source]) != FREE:
-                held[pool] = held.get(pool, 0.0) + nbytes[source]
-        if held:
-            # Of pools that hold as much, the first by name, so that a graph is always placed alike.
-            pools[task] = min(held, key=lambda pool: (-held[pool], model.pools[pool]))
-    _follow_consumers(model, pools)
+    _complete(model, pools)
     return pools
 
 
@@ -94,7 +83,7 @@ def by_layer(model: Model) -> list[int]:
                 home[layer] = FREE
         if pools[task] == FREE:
             pools[task] = home.get(layer, FREE)
-    _follow_consumers(model, pools)
+    _complete(model, pools)
     return pools
 
 
@@ -157,6 +146,33 @@ def _price(costs: list[list[float]] | None, source: int, target: int) -> float:
     if source == target:
         return 0.0
     return 1.0 if costs is None else costs[source][target]
+
+
+def _complete(model: Model, pools: list[int]) -> None:
+    """Place whatever is still free and tied to a pin, by inputs, else by consumers, however far away."""
+    free = pools.count(FREE)
+    while free:
+        before = free
+        _follow_inputs(model, pools)
+        _follow_consumers(model, pools)
+        free = pools.count(FREE)
+        if free == before:
+            break
+
+
+def _follow_inputs(model: Model, pools: list[int]) -> None:
+    """Place each free task in the pool that holds most of its input bytes."""
+    nbytes = model.nbytes
+    for task, inputs in enumerate(model.inputs):
+        if pools[task] != FREE or not inputs:
+            continue
+        held: dict[int, float] = {}
+        for source in inputs:
+            if (pool := pools[source]) != FREE:
+                held[pool] = held.get(pool, 0.0) + nbytes[source]
+        if held:
+            # Of pools that hold as much, the first by name, so that a graph is always placed alike.
+            pools[task] = min(held, key=lambda pool: (-held[pool], model.pools[pool]))
 
 
 def _follow_consumers(model: Model, pools: list[int]) -> None:

@@ -7,6 +7,8 @@ that read it; it costs its bytes once for each pool that it touches beyond the f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
+from typing import Any
 
 from dask_pools.placement.model import FREE, Model
 
@@ -126,13 +128,29 @@ def _group(model: Model, rep: list[int], merged: set[int]) -> tuple[list[int], i
     return groups, size, told_apart
 
 
+class _Mix(dict[Any, int]):
+    """A random number for each key that is asked for, always the same ones.
+
+    Sets are told apart by the sums of their members' numbers; sums of Python's own hashes would be too often
+    alike, since those of small numbers lie in a line.
+    """
+
+    def __init__(self) -> None:
+        self._draw = Random(0).getrandbits
+
+    def __missing__(self, key: Any) -> int:
+        value = self[key] = self._draw(60)
+        return value
+
+
 def _colours(model: Model, roots: list[int], merged: set[int], most: int) -> tuple[list[int], bool]:
     """Colour each task; at most so many colours among the free ones, and whether that told all apart."""
     tasks, inputs_of, nbytes = len(roots), model.inputs, model.nbytes
     # A settled task, and one that was joined to others, looks like its pool or its set, whatever is near it.
     fixed = [root >= tasks or task in merged for task, root in enumerate(roots)]
+    mix = _Mix()
     colours = [
-        hash((root, 7)) if fixed[task] else hash((nbytes[task], 3.5)) for task, root in enumerate(roots)
+        mix[root, True] if fixed[task] else mix[nbytes[task], False] for task, root in enumerate(roots)
     ]
     free = [task for task in range(tasks) if not fixed[task]]
     count = len({colours[task] for task in free})
@@ -143,7 +161,7 @@ def _colours(model: Model, roots: list[int], merged: set[int], most: int) -> tup
         for task in backward:
             colour = new[task]
             if not fixed[task]:
-                new[task] = colour = hash((colour, read_by[task]))
+                new[task] = colour = mix[colour, read_by[task]]
             for source in inputs_of[task]:
                 read_by[source] += colour
         net = [0] * tasks
@@ -153,8 +171,8 @@ def _colours(model: Model, roots: list[int], merged: set[int], most: int) -> tup
                 reads = 0
                 for source in inputs:
                     reads += net[source]
-                new[task] = colour = hash((colour, reads))
-            net[task] = hash((colour, nbytes[task], read_by[task]))
+                new[task] = colour = mix[colour, reads]
+            net[task] = mix[colour, nbytes[task], read_by[task]]
         found = len({new[task] for task in free})
         if found == count:
             return colours, True
@@ -169,7 +187,8 @@ def _nets(model: Model, groups: list[int]) -> list[Net]:
     inputs_of, tasks = model.inputs, len(groups)
     # Each pair of a result and a group that reads it counts once.
     read_by = [0] * tasks
-    marks = [hash((group, 11)) for group in range(max(groups, default=0) + 1)]
+    mix = _Mix()
+    marks = [mix[group] for group in range(max(groups, default=0) + 1)]
     last = [-1] * tasks
     several: dict[int, set[int]] = {}
     for task, inputs in enumerate(inputs_of):
