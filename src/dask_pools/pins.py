@@ -80,6 +80,13 @@ def pool_of_name(name: str) -> str | None:
     return None
 
 
+def label_of_name(name: str) -> str | None:
+    """Label in the name of a layer: what its tasks read; None if the name is not one of ours."""
+    if "@" in name and (found := _MARKED.search(name)):
+        return found[0].partition("@")[0].partition("-")[2]
+    return None
+
+
 def pool_of_key(key: Key) -> str | None:
     """Pool in a key, or None."""
     name = key[0] if type(key) is tuple and key else key
