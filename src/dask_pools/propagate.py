@@ -107,7 +107,7 @@ class PlacingOptimizer(int):
                 if sent:
                     for running in dask_internals.schedulers_here():
                         scheduler.install_from_thread(running)
-                return lower.place(layers, keys, kind, name_pins=not sent)
+                return lower.place(layers, keys, kind, name_pins=not sent, costs=self.costs())
         except PoolsError:
             raise
         except Exception:
@@ -116,6 +116,17 @@ class PlacingOptimizer(int):
             return dsk.cull(set(flatten([keys]))) if isinstance(dsk, HighLevelGraph) else dsk
         parts = [_KINDS[kind].optimize(dsk, wanted, **kwargs) for kind, wanted in kinds.items()]
         return parts[0] if len(parts) == 1 else HighLevelGraph.merge(*parts)
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        """Tell what a byte costs from one pool to another, by the data-centres files of whoever computes."""
+        known = self.rules if self.propagate is not None else targets.rules_to_send()
+        together: dict[str, dict[str, float]] = {}
+        # Those of entries come first in the rules and count before the default ones.
+        for several in reversed(known or ()):
+            for one in several:
+                for source, prices in one.costs.items():
+                    together.setdefault(source, {}).update(prices)
+        return together
 
     def _locate(self) -> lower.Locate | None:
         """Tell where stores belong; without a cluster there is one disk, and nothing to tell."""
@@ -167,7 +178,8 @@ def pool(name: str | None) -> Iterator[None]:
     Parameters
     ----------
     name : str or None
-        Of blocks inside each other the inner one counts; None takes the pin of the outer one away.
+        Of blocks inside each other the inner one counts; None takes the pin of the outer one away, so that
+        what is built inside is free to run wherever the fewest bytes cross.
 
     Raises
     ------
