@@ -93,6 +93,12 @@ def pool_of_key(key: Key) -> str | None:
     return pool_of_name(name) if isinstance(name, str) else None
 
 
+def label_of(key: Key) -> str:
+    """Label of what a key reads, or its name if it is not one of `source_name`."""
+    name = str(key[0] if type(key) is tuple and key else key)
+    return name.partition("@")[0].partition("-")[2] if pool_of_name(name) else name
+
+
 def stays(key: Key) -> bool:
     """Whether a key, or a layer's name, says that its result must not leave its pool (residency).
 
