@@ -19,7 +19,7 @@ from dask_pools import MisplacedTaskError, get_pool
 from dask_pools.cluster import LocalPools
 from dask_pools.pins import pinned
 from intake_pools import load_from_catalog
-from intake_pools.recipes import RemoteVariable
+from intake_pools.mosaics import RemoteVariable
 from ways import CHUNKS, FLAT, P2P, WAYS, Case, check, check_values, dataset, values
 from whereabouts import Seen, watch
 

@@ -29,13 +29,16 @@ def load_from_catalog(
     xarray_kwargs: Mapping[str, Any] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     version: str | None = None,
+    residency: str | None = None,
+    replicas: Any = None,
 ) -> xr.Dataset:
     """Open a path or URL in the data centre that hosts it.
 
     Parameters
     ----------
     path : str, path, or list of them
-        Of the data. A pattern (``*``) or a list opens several files as one Dataset.
+        Of the data. A pattern (``*``) or a list opens several files as one Dataset, also if they live in
+        several data centres: each is then read in its own.
     data_centre : str, optional
         Where it lives, outright.
     data_centres : DataCentres, path, or mapping, optional
@@ -50,6 +53,11 @@ def load_from_catalog(
         For the file system (fsspec) of a URL.
     version : str, optional
         Of the data, where a change would leave no mark.
+    residency : "stay" or "free", optional
+        Whether its raw chunks may not leave the pool; by default what the data-centres file says. This
+        prevents accidents; it is not access control.
+    replicas : list of str or dict, optional
+        Further copies of the same data: see `intake_pools.entries.entry_of`.
 
     Returns
     -------
@@ -79,6 +87,8 @@ def load_from_catalog(
             xarray_kwargs=xarray_kwargs,
             storage_options=storage_options,
             version=version,
+            residency=residency,
+            replicas=replicas,
         )
     )
 

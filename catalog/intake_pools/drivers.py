@@ -155,8 +155,13 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
 
         return data_centres_of(self.cat)
 
-    def to_dask(self) -> xr.Dataset:
+    def to_dask(self, data_centre: str | None = None) -> xr.Dataset:
         """Open it in its pool.
+
+        Parameters
+        ----------
+        data_centre : str, optional
+            Which replica to open, of an entry that has several.
 
         Returns
         -------
@@ -170,7 +175,7 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
         """
         from intake_pools.opening import open_entry
 
-        return open_entry(self._resolved())
+        return open_entry(self._resolved(), data_centre)
 
     def read_chunked(self) -> xr.Dataset:
         """Open it as `to_dask` does: an xarray Dataset comes in chunks."""

@@ -89,6 +89,16 @@ class Entry:
     replicas: tuple[Entry, ...] = ()
 
     @property
+    def stays(self) -> bool:
+        """Whether its raw chunks may not leave its pool."""
+        return self.residency == "stay"
+
+    @property
+    def several(self) -> bool:
+        """Whether it may be more than one file or store; that of a pattern only its pool can tell."""
+        return len(self.urls) > 1 or bool(self.combining) or any(is_pattern(url) for url in self.urls)
+
+    @property
     def shown(self) -> str:
         """The URLs, for messages."""
         first = public_url(self.urls[0])
@@ -282,6 +292,16 @@ def _tidy(url: str) -> str:
         if url.startswith(scheme):
             url = "/" + url.removeprefix(scheme).lstrip("/")
     return url if "://" in url or "::" in url else re.sub("/{2,}", "/", url)
+
+
+def is_local(url: str) -> bool:
+    """Whether it is a path, and no URL."""
+    return "://" not in url and "::" not in url
+
+
+def is_pattern(url: str) -> bool:
+    """Whether a path or URL may stand for several."""
+    return any(sign in url for sign in "*[") or (is_local(url) and "?" in url)
 
 
 def _last_part(url: str) -> str:

@@ -10,24 +10,37 @@ import os
 import socket
 import traceback
 import uuid
-from dataclasses import dataclass
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, TypeAlias, TypeVar
 
 import dask
 import xarray as xr
 from dask.utils import parse_bytes
-from distributed import Client, default_client, get_worker, worker_client
+from distributed import Client, Future, default_client, get_worker, worker_client
 
 from dask_pools import config, pins, propagate, provision
-from dask_pools.errors import EntryError, MixedPoolsError, PoolsError
-from intake_pools import recipes, stores, writing
-from intake_pools.entries import Entry, public_url, scrub
+from dask_pools.errors import EntryError, PoolsError, PoolUnavailableError
+from intake_pools import recipes, remembered, replicas, stores, writing
+from intake_pools.entries import Entry, is_local, public_url, scrub
+from intake_pools.mosaics import NotAMosaic
 from intake_pools.recipes import Limits
+from intake_pools.remembered import Opening
+from intake_pools.stores import State
 
 __all__ = ["open_entry"]
 
 # Metadata is small and somebody waits for it: before the chunks of running calculations.
 _PRIORITY = 100
+
+
+# More would take the scheduler longer to hand out than they save.
+_MOST_BATCHES = 64
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,10 +51,36 @@ class _Failure:
     missing: bool = False
 
 
-def open_entry(entry: Entry) -> xr.Dataset:
-    """Open an entry in its pool.
+class _Apart(Enum):
+    """The answer that files cannot be combined batch by batch, but perhaps all at once."""
 
-    Without a client it is opened in this process, if the data can be seen here.
+    APART = "apart"
+
+
+_APART = _Apart.APART
+_Answer: TypeAlias = Opening | _Failure | _Apart
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some of the files of an entry: their states, and Datasets of them, or one that combines them."""
+
+    states: tuple[State, ...]
+    datasets: tuple[xr.Dataset, ...]
+
+
+def open_entry(entry: Entry, data_centre: str | None = None) -> xr.Dataset:
+    """Open an entry where it lives.
+
+    Without a client it is opened in this process, if the data can be seen here. Of an entry that exists more
+    than once, one copy is opened: see `intake_pools.replicas`. One that spans data centres is opened in all
+    of them, and combined here.
+
+    Parameters
+    ----------
+    entry : Entry
+    data_centre : str, optional
+        Which copy to open.
 
     Returns
     -------
@@ -51,32 +90,119 @@ def open_entry(entry: Entry) -> xr.Dataset:
     Raises
     ------
     EntryError
-        If the entry cannot be opened there; the message says what was tried and found.
+        If the entry cannot be opened there; the message says what was tried and found. Also if copies of it
+        differ.
     PoolUnavailableError
         If the pool has no workers and nobody can start some.
     """
     writing.install()
-    if len(places := {part.location.data_centre for part in entry.parts}) > 1:
-        raise MixedPoolsError(f"urlpath of {entry.name}", places)
-    pool = entry.location.data_centre
-    limits = _limits(pool)
+    copies = replicas.of(entry, data_centre)
     if (worker := _own_worker()) is not None:
-        if pins.resource(pool) in worker.state.total_resources:
-            return _result(_open(entry, limits), entry, f"in pool {pool!r}")
+        own = [copy for copy in copies if _pools(copy) == {_pool_of(worker)}]
+        if own:
+            return _opened_by(None, own, str(_pool_of(worker)))
         # This task waits for another one: it gives its thread away, and uses the worker's client.
         with worker_client() as client:
-            return _open_through(client, entry, limits)
+            return _opened_by(client, copies)
     try:
         client = default_client()
     except ValueError:
-        return _open_here(entry, limits)
+        return _opened_by(None, copies)
     if client.asynchronous:
         raise EntryError(
             f"{entry.name} cannot be opened inside the event loop of an asynchronous client. Give the loop "
             "free: `await asyncio.to_thread(entry.to_dask)`."
         )
     propagate.connect(client)
-    return _open_through(client, entry, limits)
+    return _opened_by(client, copies)
+
+
+def _pool_of(worker: Any) -> str | None:
+    return pins.pool_of_resources(worker.state.total_resources)
+
+
+def _pools(entry: Entry) -> set[str]:
+    return {part.location.data_centre for part in entry.parts or (entry,)}
+
+
+def _opened_by(client: Client | None, copies: Sequence[Entry], own_pool: str | None = None) -> xr.Dataset:
+    """Open the first of some copies of an entry that can be opened."""
+    if len(copies) == 1:
+        return _copy_opened_by(client, copies[0], own_pool)
+    served: set[str] = set()
+    if client is not None:
+        served = set(client.sync(client.scheduler.pools_status)["pools"])
+        copies = replicas.in_order(
+            copies, served, remembered.pools(client), dask.config.get("pools.prefer") or []
+        )
+    failures: list[PoolsError] = []
+    for copy in copies:
+        try:
+            dataset = _copy_opened_by(client, copy, own_pool)
+        except (EntryError, PoolUnavailableError) as error:
+            failures.append(error)
+            if copy is not copies[-1]:
+                warnings.warn(f"{error} The next replica is tried.", replicas.ReplicaWarning, stacklevel=4)
+            continue
+        if client is not None and dask.config.get("pools.compare-replicas"):
+            _compare(
+                client, copy, dataset, [one for one in copies if one is not copy and _pools(one) <= served]
+            )
+        return dataset
+    raise EntryError(
+        f"None of the {len(copies)} replicas of {copies[0].name} can be opened: "
+        + " ".join(f"({number}) {failure}" for number, failure in enumerate(failures, 1))
+    )
+
+
+def _compare(client: Client, chosen: Entry, dataset: xr.Dataset, others: Sequence[Entry]) -> None:
+    """Make sure that the other copies which can be opened now are the same; remembered, that is cheap."""
+    for other in others:
+        try:
+            counterpart = _copy_opened_by(client, other)
+        except (EntryError, PoolUnavailableError):
+            continue  # it will be said when it is chosen
+        if difference := replicas.difference(dataset, counterpart):
+            raise EntryError(
+                f"The replicas of {chosen.name} differ: {difference}, in {chosen.shown} "
+                f"({_places(chosen)}) and {other.shown} ({_places(other)}). Take out the one that is wrong, "
+                "or open one with data_centre=."
+            )
+
+
+def _places(entry: Entry) -> str:
+    return ", ".join(sorted(_pools(entry)))
+
+
+def _copy_opened_by(client: Client | None, entry: Entry, own_pool: str | None = None) -> xr.Dataset:
+    if not entry.parts:
+        return _part_opened_by(client, entry, _limits(entry.location.data_centre), own_pool)
+    # Small data variables would not fit the lazy ones of other parts.
+    limits = [replace(_limits(part.location.data_centre), data=False) for part in entry.parts]
+    if client is None:
+        parts = [
+            _part_opened_by(None, part, limit, own_pool)
+            for part, limit in zip(entry.parts, limits, strict=True)
+        ]
+    else:
+        for pool in sorted(_pools(entry)):
+            provision.ensure_workers(client, pool)
+        with ThreadPoolExecutor(len(entry.parts)) as threads:
+            parts = list(threads.map(lambda *given: _part_opened_by(client, *given), entry.parts, limits))
+    try:
+        return recipes.combined(parts, entry)
+    except EntryError as error:
+        raise EntryError(f"The parts of {entry.name} in {_places(entry)} do not fit: {error}.") from None
+
+
+def _part_opened_by(
+    client: Client | None, entry: Entry, limits: Limits, own_pool: str | None = None
+) -> xr.Dataset:
+    if client is not None:
+        return _open_through(client, entry, limits)
+    if own_pool is not None:
+        return _result(_open(entry, limits), entry, f"in pool {own_pool!r}")
+    return _open_here(entry, limits)
 
 
 def _limits(pool: str) -> Limits:
@@ -98,25 +224,68 @@ def _own_worker() -> Any:
 def _open_through(client: Client, entry: Entry, limits: Limits) -> xr.Dataset:
     pool = entry.location.data_centre
     provision.ensure_workers(client, pool)
-    future = client.submit(
-        _open,
+    if (known := remembered.get(client, entry, limits)) is not None:
+        if _in_pool(client, entry, _unchanged, known.engine, known.state) is True:
+            return known.copy()
+        remembered.drop(client, entry)
+    answer = _opening_through(client, entry, limits)
+    if isinstance(answer, Opening):
+        remembered.put(client, entry, limits, answer)
+    return _result(answer, entry, f"in pool {pool!r}")
+
+
+def _opening_through(client: Client, entry: Entry, limits: Limits) -> Opening | _Failure:
+    if not entry.several:
+        return _in_pool(client, entry, _open, limits)  # type: ignore[no-any-return]
+    answer = _series_through(client, entry, limits, together=True)
+    if answer is _APART:
+        answer = _series_through(client, entry, limits, together=False)
+    assert not isinstance(answer, _Apart)
+    return answer
+
+
+def _series_through(client: Client, entry: Entry, limits: Limits, together: bool) -> _Answer:
+    """Open many files in batches, each in a task, and combine them in another one, all in the pool."""
+    status = client.sync(client.scheduler.pools_status)
+    threads = status["pools"].get(entry.location.data_centre, {"threads": 1})["threads"]
+    # Twice as many as can run at once: who is done sooner takes another.
+    number = min(2 * threads, _MOST_BATCHES)
+    listing = _submit(client, entry, _listing)
+    batches = [
+        _submit(client, entry, _batch, listing, index, number, limits, together) for index in range(number)
+    ]
+    combination = _submit(client, entry, _combination, batches, limits, together)
+    return _awaited(combination, entry, [listing, *batches])  # type: ignore[no-any-return]
+
+
+def _in_pool(client: Client, entry: Entry, function: Any, *args: Any) -> Any:
+    """Call a function with an entry on a worker of its pool; a failure of the task comes as a value."""
+    return _awaited(_submit(client, entry, function, *args), entry, ())
+
+
+def _submit(client: Client, entry: Entry, function: Any, *args: Any) -> Future:
+    return client.submit(
+        function,
         entry,
-        limits,
+        *args,
         key=f"open-{entry.name}-{uuid.uuid4().hex}",
         # Said here, this beats the annotation of a pool() block around us.
-        resources={pins.resource(pool): 0},
+        resources={pins.resource(entry.location.data_centre): 0},
         priority=_PRIORITY,
         pure=False,
     )
+
+
+def _awaited(future: Future, entry: Entry, others: Iterable[Future]) -> Any:
     try:
-        answer = future.result()
+        return future.result()
     except PoolsError:
         raise
     except Exception as error:
-        answer = _Failure(f"the task that opens it failed: {scrub(_complaint(error), entry)}")
+        return _Failure(f"the task that opens it failed: {scrub(_complaint(error), entry)}")
     finally:
-        future.release()
-    return _result(answer, entry, f"in pool {pool!r}")
+        for one in (future, *others):
+            one.release()
 
 
 def _open_here(entry: Entry, limits: Limits) -> xr.Dataset:
@@ -133,16 +302,108 @@ def _open_here(entry: Entry, limits: Limits) -> xr.Dataset:
     return _result(answer, entry, "on this machine")
 
 
-def _result(answer: xr.Dataset | _Failure, entry: Entry, where: str) -> xr.Dataset:
+def _result(answer: Opening | _Failure, entry: Entry, where: str) -> xr.Dataset:
     if isinstance(answer, _Failure):
         raise EntryError(f"{entry.name} ({entry.shown}) cannot be opened {where}: {answer.reason}.")
+    return answer.copy()
+
+
+# What follows runs in the pool.
+
+
+def _open(entry: Entry, limits: Limits) -> Opening | _Failure:
+    """Open all of an entry in this process."""
+    listing = _listing(entry)
+    for together in (True, False):
+        batch = _batch(entry, listing, 0, 1, limits, together)
+        answer = _combination(entry, [batch], limits, together)
+        if not isinstance(answer, _Apart):
+            break
+    assert not isinstance(answer, _Apart)
     return answer
 
 
-def _open(entry: Entry, limits: Limits) -> xr.Dataset | _Failure:
-    """Open an entry in this process: the task that runs in the pool."""
+def _listing(entry: Entry) -> list[str] | _Failure:
+    """List the files and stores of an entry."""
+    return _explained(entry, lambda: stores.expand(entry.urls, entry.storage_options))
+
+
+def _batch(
+    entry: Entry, listing: list[str] | _Failure, index: int, number: int, limits: Limits, together: bool
+) -> _Batch | _Failure | _Apart:
+    """Open those files of a list that are number `index` of `number` parts; combine them, if `together`."""
+    if isinstance(listing, _Failure):
+        return listing
+    first, last = (len(listing) * part // number for part in (index, index + 1))
+
+    def opened() -> _Batch | _Apart:
+        states, datasets = [], []
+        for source in stores.sources_of(
+            listing[first:last], entry.engine, entry.xarray_kwargs, entry.storage_options
+        ):
+            file = stores.reopened(source)
+            states.append(State(source, file.version))
+            # Small data variables of many files would be many bytes.
+            alone = len(listing) == 1 and not entry.combining and limits.data
+            datasets.append(recipes.dataset_of(file, entry, limits, eager_data=alone))
+        if not together or len(datasets) < 2:
+            return _Batch(tuple(states), tuple(datasets))
+        # Batches that were combined as Dask's arrays would be could not be combined as mosaics any more.
+        if entry.combining.get("combine_attrs", "override") != "override":
+            return _APART
+        try:
+            return _Batch(tuple(states), (recipes.combined(datasets, entry),))
+        except (NotAMosaic, EntryError):
+            return _APART
+
+    return _explained(entry, opened)
+
+
+def _combination(
+    entry: Entry, batches: Sequence[_Batch | _Failure | _Apart], limits: Limits, together: bool
+) -> _Answer:
+    """Combine what `_batch` made of all parts; `_APART` if that takes every file by itself."""
+    for batch in batches:
+        if not isinstance(batch, _Batch):
+            return batch
+    states = [state for batch in batches if isinstance(batch, _Batch) for state in batch.states]
+    datasets = [dataset for batch in batches if isinstance(batch, _Batch) for dataset in batch.datasets]
+
+    def combined() -> xr.Dataset | _Apart:
+        if len(states) == 1 and not entry.combining:
+            return datasets[0]
+        try:
+            return recipes.combined(datasets, entry)
+        except (NotAMosaic, EntryError):
+            # What is wrong with all files at once, and as arrays, is what the user should hear.
+            return _APART if together else recipes.combined_arrays(datasets, entry, limits)
+
+    dataset = _explained(entry, combined)
+    if not isinstance(dataset, xr.Dataset):
+        return dataset
+    engines = {state.source.engine for state in states}
+    return Opening(
+        recipes.lazy(dataset, entry, limits),
+        remembered.state_of(states),
+        engines.pop() if len(engines) == 1 else None,
+    )
+
+
+def _unchanged(entry: Entry, engine: str | None, state: str) -> bool | _Failure:
+    """Whether an entry is as it was when it was opened; nothing is opened to find out."""
+
+    def same() -> bool:
+        urls = stores.expand(entry.urls, entry.storage_options)
+        sources = stores.sources_of(urls, engine or entry.engine, entry.xarray_kwargs, entry.storage_options)
+        return remembered.state_of(stores.states_of(sources)) == state
+
+    return _explained(entry, same)
+
+
+def _explained(entry: Entry, work: Callable[[], T]) -> T | _Failure:
+    """Do some work; a failure comes as a value that says what it means to the user."""
     try:
-        return _opened(entry, limits)
+        return work()
     except FileNotFoundError as error:
         # zarr's error for a group is one of these, too, but names no file.
         if entry.xarray_kwargs.get("group") and error.filename is None and "group" in str(error):
@@ -150,7 +411,7 @@ def _open(entry: Entry, limits: Limits) -> xr.Dataset | _Failure:
         # Object stores name the key at best, local files the absolute path.
         named = str(error.filename or "")
         missing = public_url(named) if os.path.isabs(named) else entry.shown
-        relative = next((url for url in entry.urls if stores.is_local(url) and not os.path.isabs(url)), None)
+        relative = next((url for url in entry.urls if is_local(url) and not os.path.isabs(url)), None)
         where = f" Its working directory is {os.getcwd()}." if relative else ""
         return _Failure(
             f"there is no {scrub(missing, entry)} on {_whereabouts()}.{where}".rstrip("."), missing=True
@@ -161,20 +422,6 @@ def _open(entry: Entry, limits: Limits) -> xr.Dataset | _Failure:
         )
     except Exception as error:
         return _Failure(_diagnosis(error, entry).rstrip("."))
-
-
-def _opened(entry: Entry, limits: Limits) -> xr.Dataset:
-    urls = stores.expand(entry.urls, entry.storage_options)
-    sources = [
-        stores.source_of(url, entry.engine, entry.xarray_kwargs, entry.storage_options) for url in urls
-    ]
-    if len(sources) == 1 and not entry.combining:
-        return recipes.dataset_of(stores.reopened(sources[0]), entry, limits)
-    # Small data variables of many files would be many bytes.
-    datasets = [
-        recipes.dataset_of(stores.reopened(source), entry, limits, eager_data=False) for source in sources
-    ]
-    return recipes.combined(datasets, entry, limits)
 
 
 def _diagnosis(error: Exception, entry: Entry) -> str:

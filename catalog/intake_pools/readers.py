@@ -120,13 +120,19 @@ class PooledReader(BaseReader):  # type: ignore[misc]  # Intake publishes no typ
 
         return open_entry(self._resolved(*args, **kwargs))
 
-    def to_dask(self) -> xr.Dataset:
+    def to_dask(self, data_centre: str | None = None) -> xr.Dataset:
         """Open it in its pool.
+
+        Parameters
+        ----------
+        data_centre : str, optional
+            Which replica to open, of an entry that has several.
 
         Returns
         -------
         xarray.Dataset
             Lazy; its chunks are read in the pool.
         """
-        dataset: xr.Dataset = self.read()
-        return dataset
+        from intake_pools.opening import open_entry
+
+        return open_entry(self._resolved(), data_centre)

@@ -1,7 +1,8 @@
-"""From an open file to an xarray Dataset that any process may hold: recipes instead of open files.
+"""From open files to an xarray Dataset that any process may hold: recipes instead of open files.
 
-The lazy variables are Dask arrays over `RemoteVariable`, which says how to read a variable and is checked by
-the guard wherever it is read. Their names are ours: data centre, URL, options without secrets, version.
+The lazy variables are mosaics (`intake_pools.mosaics`) until all files are combined, and then Dask arrays
+whose tasks say how to read, and are checked by the guard wherever they do. Their names are ours: data centre,
+URL, options without secrets, version.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.base import tokenize
+from dask.base import flatten, tokenize
+from dask.highlevelgraph import HighLevelGraph
 
-from dask_pools import guard
-from dask_pools.errors import DataChangedError, EntryError
+from dask_pools import dask_internals
+from dask_pools.errors import EntryError
 from dask_pools.pins import source_name
-from intake_pools import stores
 from intake_pools.entries import Entry, public_url
-from intake_pools.stores import Opened, Source, StoreGone, Version
+from intake_pools.mosaics import Mosaic, mosaic_of
+from intake_pools.stores import Opened, State
 
-__all__ = ["Limits", "RemoteVariable", "chunks_of", "combined", "dataset_of"]
+__all__ = ["Limits", "chunks_of", "combined", "combined_arrays", "dataset_of", "lazy"]
 
 
 @dataclass(frozen=True)
@@ -39,81 +41,18 @@ class Limits:
         Bytes of a chunk where nothing that is stored suggests one.
     annotations : dict
         What Dask's layers are annotated with.
+    data : bool
+        Whether small data variables come with the metadata, as small coordinates do.
     """
 
     eager: int
     chunk: int
     annotations: Mapping[str, Any]
+    data: bool = True
 
 
 # All variables that come with the metadata, beside indexes, together: so many times the limit for one.
 _EAGER_TOGETHER = 16
-
-
-@dataclass(frozen=True)
-class RemoteVariable:
-    """How to read one variable of a file or store, by whoever is in the right place.
-
-    Attributes
-    ----------
-    entry : str
-    pool : str
-        Where it may be read.
-    source : Source
-    version : Version
-        The state of the data that it describes.
-    variable : hashable
-    shape : tuple of int
-    dtype : numpy.dtype
-    """
-
-    entry: str
-    pool: str
-    source: Source
-    version: Version
-    variable: Hashable
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
-
-    def __dask_tokenize__(self) -> Any:
-        return self.pool, self.source.token, self.version.text, str(self.variable)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Read a selection: an array as large as that.
-
-        Raises
-        ------
-        MisplacedTaskError
-            On a worker of another pool.
-        DataChangedError
-            If the data has another version than when it was opened, or is not there any more.
-        """
-        chunk = f"{self.variable}[{_shown(index)}]"
-        guard.on_worker_of(self.pool, self.entry, chunk)
-
-        def changed(found: str) -> DataChangedError:
-            return DataChangedError(self.entry, chunk, self.version.stamp or self.version.text, found)
-
-        dataset = stores.opened(self.source, self.version, changed)
-        try:
-            return dataset.variables[self.variable][index].values
-        except StoreGone as error:
-            raise changed(f"none ({error})") from None
-
-
-def _shown(index: Any) -> str:
-    def one(part: Any) -> str:
-        if isinstance(part, slice):
-            ends = ["" if end is None else str(end) for end in (part.start, part.stop)]
-            return ":".join(ends) + (f":{part.step}" if part.step not in (None, 1) else "")
-        return str(part) if isinstance(part, int | np.integer) else "…"
-
-    return ", ".join(one(part) for part in (index if isinstance(index, tuple) else (index,)))
 
 
 def chunks_of(variable: xr.Variable, asked: Any, limit: int) -> tuple[tuple[int, ...], ...]:
@@ -158,9 +97,9 @@ def _stretches(shape: tuple[int, ...], limit: int) -> tuple[int, ...]:
 
 
 def dataset_of(opened: Opened, entry: Entry, limits: Limits, *, eager_data: bool = True) -> xr.Dataset:
-    """Make the Dataset that leaves this process from one that is open in it.
+    """Make a Dataset that may leave this process from one that is open in it.
 
-    Coordinates with an index, scalars and small variables are in it, the others are recipes.
+    Coordinates with an index, scalars and small variables are in it, the others are mosaics.
 
     Parameters
     ----------
@@ -177,20 +116,19 @@ def dataset_of(opened: Opened, entry: Entry, limits: Limits, *, eager_data: bool
             f"chunks names {', '.join(sorted(map(repr, unknown)))}, which is no dimension of it; its "
             f"dimensions are: {', '.join(map(str, dataset.sizes)) or 'none'}"
         )
-    small = _small(dataset, limits.eager, eager_data)
+    state = State(opened.source, opened.version)
+    small = _small(dataset, limits.eager, eager_data and not entry.stays)
     variables: dict[Hashable, xr.Variable] = {}
     for name, variable in dataset.variables.items():
         if name in dataset.xindexes:
-            variables[name] = variable.copy(deep=False)
+            continue
+        if name in small:
+            variables[name] = xr.Variable(variable.dims, variable.values, variable.attrs, variable.encoding)
         else:
-            data = variable.values if name in small else _lazy(name, variable, opened, entry, limits)
-            variables[name] = xr.Variable(variable.dims, data, variable.attrs, variable.encoding)
-    coords = xr.Coordinates(
-        {name: variables[name] for name in dataset.coords},
-        indexes=dict(dataset.xindexes),
-    )
-    made = xr.Dataset({name: variables[name] for name in dataset.data_vars}, coords, dataset.attrs)
-    made.encoding = dict(dataset.encoding)
+            chunks = chunks_of(variable, entry.chunks, limits.chunk)
+            mosaic = mosaic_of(state, name, variable.dtype, chunks)
+            variables[name] = xr.Variable(variable.dims, mosaic, variable.attrs, variable.encoding)
+    made = _with(dataset, variables)
     made.encoding["source"] = public_url(opened.source.url)
     return made
 
@@ -209,31 +147,39 @@ def _small(dataset: xr.Dataset, limit: int, data: bool) -> set[Hashable]:
     return small
 
 
-def _lazy(name: Hashable, variable: xr.Variable, opened: Opened, entry: Entry, limits: Limits) -> da.Array:
-    pool = entry.location.data_centre
-    recipe = RemoteVariable(
-        entry.name, pool, opened.source, opened.version, name, variable.shape, variable.dtype
+def _with(dataset: xr.Dataset, variables: Mapping[Hashable, xr.Variable]) -> xr.Dataset:
+    """Copy of a Dataset with other variables of the same names and shapes; its indexes stay."""
+    all_of_them = {
+        name: variables[name] if name in variables else variable.copy(deep=False)
+        for name, variable in dataset.variables.items()
+    }
+    coords = xr.Coordinates(
+        {name: all_of_them[name] for name in dataset.coords}, indexes=dict(dataset.xindexes)
     )
-    chunks = chunks_of(variable, entry.chunks, limits.chunk)
-    token = tokenize(recipe, chunks, entry.version)
-    with dask.annotate(**limits.annotations):
-        return da.from_array(
-            recipe,
-            chunks=chunks,
-            name=source_name(str(name), pool, token),
-            lock=False,
-            inline_array=True,
-            meta=np.empty((0,) * variable.ndim, variable.dtype),
-        )
+    made = xr.Dataset({name: all_of_them[name] for name in dataset.data_vars}, coords, dataset.attrs)
+    made.encoding = dict(dataset.encoding)
+    return made
 
 
-def combined(datasets: Sequence[xr.Dataset], entry: Entry, limits: Limits) -> xr.Dataset:
+def lazy(dataset: xr.Dataset, entry: Entry, limits: Limits) -> xr.Dataset:
+    """Replace the mosaics in a Dataset by Dask arrays, each of one layer, pinned to the pool of the entry."""
+    variables = {}
+    for name, variable in dataset.variables.items():
+        if name not in dataset.xindexes and isinstance(variable.data, Mosaic):
+            array = variable.data.to_dask(entry, limits.annotations)
+            variables[name] = xr.Variable(variable.dims, array, variable.attrs, variable.encoding)
+    return _with(dataset, variables)
+
+
+def combined(datasets: Sequence[xr.Dataset], entry: Entry) -> xr.Dataset:
     """Combine the Datasets of several files as `xarray.open_mfdataset` would.
 
     Raises
     ------
     EntryError
         If they cannot be combined so.
+    NotAMosaic
+        If a mosaic is not enough to say what comes of it; `combined_arrays` is.
     """
     options = dict(entry.combining)
     how = options.pop("combine", "nested" if "concat_dim" in options else "by_coords")
@@ -244,12 +190,43 @@ def combined(datasets: Sequence[xr.Dataset], entry: Entry, limits: Limits) -> xr
             f"combine is {how!r}; it should be 'by_coords', or 'nested' with a concat_dim, files in order"
         )
     try:
-        with dask.annotate(**limits.annotations):
-            if how == "nested":
-                concat_dim = options.pop("concat_dim", None)
-                return xr.combine_nested(list(datasets), concat_dim=concat_dim, **options)
-            result = xr.combine_by_coords(list(datasets), **options)
+        if how == "nested":
+            concat_dim = options.pop("concat_dim", None)
+            return xr.combine_nested(list(datasets), concat_dim=concat_dim, **options)
+        result = xr.combine_by_coords(list(datasets), **options)
     except (ValueError, TypeError) as error:
         raise EntryError(f"its {len(datasets)} files cannot be combined: {error}") from error
     assert isinstance(result, xr.Dataset)  # of Datasets, combine_by_coords makes one
     return result
+
+
+def combined_arrays(datasets: Sequence[xr.Dataset], entry: Entry, limits: Limits) -> xr.Dataset:
+    """Combine as `combined` does where pieces have to be filled, shifted or compared: slower, in Dask arrays.
+
+    Raises
+    ------
+    EntryError
+        If they cannot be combined.
+    """
+    # What xarray compares it reads at once: here, not through a scheduler for whose answer this task would
+    # wait while it keeps its worker busy.
+    with dask.config.set(scheduler="synchronous"):
+        result = combined([lazy(dataset, entry, limits) for dataset in datasets], entry)
+    variables = {}
+    for name, variable in result.variables.items():
+        if name not in result.xindexes and isinstance(variable.data, da.Array):
+            array = _one_layer(name, variable.data, entry, limits)
+            variables[name] = xr.Variable(variable.dims, array, variable.attrs, variable.encoding)
+    return _with(result, variables)
+
+
+def _one_layer(label: Hashable, array: da.Array, entry: Entry, limits: Limits) -> da.Array:
+    """Copy of an array whose graph has one layer, which has the name of what reads."""
+    name = source_name(str(label), entry.location.data_centre, tokenize(array.name), entry.stays)
+    wanted = set(flatten(array.__dask_keys__()))
+    tasks = dask_internals.convert_legacy_graph(dict(array.dask.cull(wanted)))
+    renamed = {key: (name, *key[1:]) for key in wanted}
+    graph = {(new := renamed.get(key, key)): task.substitute(renamed, key=new) for key, task in tasks.items()}
+    with dask.annotate(**limits.annotations):
+        layers = HighLevelGraph.from_collections(name, graph, dependencies=())
+        return da.Array(layers, name, array.chunks, meta=array._meta)

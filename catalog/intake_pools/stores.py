@@ -16,7 +16,8 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,25 @@ import xarray as xr
 from dask.base import tokenize
 
 from dask_pools.errors import EntryError
-from intake_pools.entries import NETCDF, public_options, public_url
+from intake_pools.entries import NETCDF, is_local, is_pattern, public_options, public_url
 from intake_pools.netcdf_lock import LOCK
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
-__all__ = ["Opened", "Source", "StoreGone", "Version", "expand", "opened", "reopened", "source_of"]
+__all__ = [
+    "Opened",
+    "Source",
+    "State",
+    "StoreGone",
+    "Version",
+    "expand",
+    "opened",
+    "reopened",
+    "source_of",
+    "sources_of",
+    "states_of",
+]
 
 # Documents that describe a zarr store, of format 3 and 2; data chunks have other names.
 _ZARR_DOCUMENTS = ("zarr.json", ".zmetadata", ".zgroup", ".zarray", ".zattrs")
@@ -43,6 +56,9 @@ _MARKS = (
     "ETag", "etag", "versionId", "version_id", "generation", "md5Hash", "Content-MD5", "content_md5",
     "LastModified", "last_modified", "updated", "mtime", "size",
 )  # fmt: skip
+
+# Requests for versions that are under way at once; each is short and mostly waits.
+_ASKED_AT_ONCE = 16
 
 
 class StoreGone(Exception):
@@ -117,17 +133,20 @@ class Version:
 
 
 @dataclass(frozen=True)
+class State:
+    """A file or store in one state."""
+
+    source: Source
+    version: Version
+
+
+@dataclass(frozen=True)
 class Opened:
     """A Dataset that this process has open, lazily, and the version that it is of."""
 
     source: Source
     dataset: xr.Dataset
     version: Version
-
-
-def is_local(url: str) -> bool:
-    """Whether it is a path, and no URL."""
-    return "://" not in url and "::" not in url
 
 
 def stamp_of(path: str) -> str:
@@ -148,7 +167,7 @@ def expand(urls: Iterable[str], storage_options: Mapping[str, Any]) -> list[str]
     for url in urls:
         if is_local(url):
             url = os.path.abspath(os.path.expanduser(url))
-        if not any(sign in url for sign in "*[") and not (is_local(url) and "?" in url):
+        if not is_pattern(url):
             found.append(url)
             continue
         import fsspec
@@ -177,11 +196,32 @@ def source_of(
     EntryError
         If it is not what the entry says.
     """
-    if engine in (None, NETCDF):
-        engine = _engine(url, engine, storage_options)
-    options = [public_options(given, objects=True) for given in (xarray_kwargs, storage_options)]
-    token = tokenize(public_url(url), engine, *options)
-    return Source(url, engine, dict(xarray_kwargs), dict(storage_options), token)
+    return sources_of([url], engine, xarray_kwargs, storage_options)[0]
+
+
+def sources_of(
+    urls: Iterable[str],
+    engine: str | None,
+    xarray_kwargs: Mapping[str, Any],
+    storage_options: Mapping[str, Any],
+) -> list[Source]:
+    """Do as `source_of` does for several files or stores; their options are the same objects."""
+    kwargs, options = dict(xarray_kwargs), dict(storage_options)
+    public = tokenize([public_options(given, objects=True) for given in (kwargs, options)])
+    sources = []
+    for url in urls:
+        found = _engine(url, engine, options) if engine in (None, NETCDF) else engine
+        sources.append(Source(url, found, kwargs, options, tokenize(public_url(url), found, public)))
+    return sources
+
+
+def states_of(sources: Sequence[Source]) -> list[State]:
+    """Look up the versions of several files or stores, without opening them."""
+    if all(source.local for source in sources):
+        return [State(source, version_of(source)) for source in sources]
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as threads:
+        versions = list(threads.map(version_of, sources))
+    return [State(source, version) for source, version in zip(sources, versions, strict=True)]
 
 
 def _engine(url: str, engine: str | None, storage_options: Mapping[str, Any]) -> str | None:

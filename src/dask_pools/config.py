@@ -17,6 +17,10 @@ DEFAULTS: dict[str, Any] = {
         "wait-for-workers": "60s",
         # Coordinates and other variables up to this size come with the metadata when an entry is opened.
         "eager-size": "64 KiB",
+        # Data centres in the order in which replicas are taken from them, other things being equal.
+        "prefer": [],
+        # Whether replicas in pools that have workers are compared when one of them is opened.
+        "compare-replicas": True,
     }
 }
 

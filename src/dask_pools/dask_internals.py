@@ -19,12 +19,19 @@ from dask._task_spec import (
     convert_legacy_graph,
     fuse_linear_task_spec,
 )
-from dask.array.core import load_store_chunk
+from dask.array.core import getter, load_store_chunk
 from dask.array.optimization import _optimize_slices
 from dask.array.optimization import optimize as optimize_array
 from dask.bag.core import lazify
 from dask.bag.core import optimize as optimize_bag
-from dask.blockwise import Blockwise, _fuse_annotations, fuse_roots, optimize_blockwise
+from dask.blockwise import (
+    Blockwise,
+    BlockwiseDep,
+    _fuse_annotations,
+    blockwise,
+    fuse_roots,
+    optimize_blockwise,
+)
 from dask.delayed import optimize as optimize_delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.typing import Key
@@ -53,6 +60,7 @@ __all__ = [
     "optimize_blockwise",
     "optimize_delayed",
     "optimize_slices",
+    "reading_layer",
     "schedulers_here",
     "store_targets",
 ]
@@ -101,6 +109,24 @@ def store_targets(layer: Mapping[Key, Any]) -> dict[Key | None, Any]:
         for key, task in layer.items()
         if isinstance(task, Task) and task.func is load_store_chunk and isinstance(task.args[1], DataNode)
     }
+
+
+def reading_layer(name: str, sources: BlockwiseDep, slices: BlockwiseDep) -> HighLevelGraph:
+    """Graph of one layer that reads: that of `dask.array.from_array`, but each chunk has a source of its own.
+
+    Assumes that `dask.blockwise.blockwise` takes block-wise inputs without a collection, and that Dask joins
+    a selection with the task that reads if that calls `getter` with a source and slices.
+
+    Parameters
+    ----------
+    name : str
+        Of the layer.
+    sources, slices : dask.blockwise.BlockwiseDep
+        For each chunk, what to read from, and what of it.
+    """
+    index = tuple(range(len(sources.numblocks)))
+    layer = blockwise(getter, name, index, sources, index, slices, index, numblocks={}, _data_producer=True)
+    return HighLevelGraph.from_collections(name, layer)
 
 
 def merge_annotations(annotations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

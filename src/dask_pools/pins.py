@@ -1,7 +1,8 @@
 """Pins: marking a task so that it runs in one pool.
 
 A pin has two carriers. The first is Dask's own annotation of a layer, ``resources={"pool-<name>": 0}``. The
-second is the name of the key, ``read-<label>@<pool>-<token>``, which survives where Dask drops annotations.
+second is the name of the key, ``read-<label>@<pool>-<token>``, which survives where Dask drops annotations;
+where what is read must not leave its pool (residency), the first word is ``stay``.
 This module writes and reads both; it knows neither clusters nor catalogues.
 """
 
@@ -31,7 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.]+")
 # The token (32 hexadecimal digits, as dask.base.tokenize makes it) tells where the pool's name ends. The
 # word before "@" keeps dask.utils.key_split from carrying half a pool's name into the names of fused tasks.
-_MARKED = re.compile(r"\bread-[A-Za-z0-9_.]*@([A-Za-z0-9._-]+?)-[0-9a-f]{32}")
+_MARKED = re.compile(r"\b(read|stay)-[A-Za-z0-9_.]*@([A-Za-z0-9._-]+?)-[0-9a-f]{32}")
 
 _current: ContextVar[str | None] = ContextVar("dask_pools_current_pool", default=None)
 
@@ -54,7 +55,7 @@ def resource(name: str) -> str:
     return RESOURCE_PREFIX + name
 
 
-def source_name(label: str, pool: str, token: str) -> str:
+def source_name(label: str, pool: str, token: str, stays: bool = False) -> str:
     """Name for the keys that read `label` in `pool`: the carrier that survives where annotations do not.
 
     Parameters
@@ -64,15 +65,18 @@ def source_name(label: str, pool: str, token: str) -> str:
     pool : str
     token : str
         32 hexadecimal digits, as `dask.base.tokenize` makes them.
+    stays : bool, optional
+        Whether what is read must not leave the pool.
     """
-    return f"read-{_UNSAFE.sub('_', label)}@{check_name(pool)}-{token}"
+    first = "stay" if stays else "read"
+    return f"{first}-{_UNSAFE.sub('_', label)}@{check_name(pool)}-{token}"
 
 
 def pool_of_name(name: str) -> str | None:
     """Pool in the name of a layer, or None."""
     # Most names have no "@"; looking for it first is several times faster than the expression.
     if "@" in name and (found := _MARKED.search(name)):
-        return found[1]
+        return found[2]
     return None
 
 
@@ -80,6 +84,16 @@ def pool_of_key(key: Key) -> str | None:
     """Pool in a key, or None."""
     name = key[0] if type(key) is tuple and key else key
     return pool_of_name(name) if isinstance(name, str) else None
+
+
+def stays(key: Key) -> bool:
+    """Whether a key, or a layer's name, says that its result must not leave its pool (residency).
+
+    It says so of tasks that read and of their namesakes with a suffix, as `dask.delayed` and `dask.optimize`
+    make them; not of what else is made of the results.
+    """
+    name = key[0] if type(key) is tuple and key else key
+    return isinstance(name, str) and name.startswith("stay-") and pool_of_name(name) is not None
 
 
 def pool_of_resources(resources: Mapping[str, float] | None) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from typing import ClassVar
 
 import dask
 import dask.array as da
@@ -29,6 +30,14 @@ class Lazy:
 
     def __getitem__(self, index):
         return np.arange(8.0)[index]
+
+
+class Logged(Lazy):
+    read: ClassVar = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
 
 
 def lazy(name="lazy"):
@@ -194,3 +203,19 @@ def test_a_task_without_a_worker_is_found_and_can_be_failed(pools):
     assert hasattr(pools.scheduler, "unrunnable")
     assert hasattr(pools.scheduler, "resources")
     assert hasattr(pools.scheduler, "transition")
+
+
+def test_a_selection_is_joined_with_the_task_that_reads_from_sources_of_chunks():
+    from dask.layers import ArrayBlockwiseDep, ArraySliceDep
+
+    class Sources(ArrayBlockwiseDep):
+        def __getitem__(self, index):
+            return Logged()
+
+    chunks = ((4, 4),)
+    graph = internals.reading_layer("reading", Sources(chunks), ArraySliceDep(chunks))
+    x = da.Array(graph, "reading", chunks, meta=np.empty(0))
+    np.testing.assert_equal(x.compute(scheduler="sync"), np.arange(8.0))
+    Logged.read.clear()
+    assert x[5].compute(scheduler="sync") == 5
+    assert Logged.read == [(5,)]

@@ -24,6 +24,16 @@ def test_a_pool_survives_in_the_name_of_a_key(name):
     assert pool_of_key(f"{key}-{TOKEN}") == name
 
 
+def test_a_name_says_whether_what_is_read_may_leave_its_pool():
+    staying, free = source_name("x", "aws-eu", TOKEN, stays=True), source_name("x", "aws-eu", TOKEN)
+    assert pool_of_key((staying, 0)) == pool_of_key((free, 0)) == "aws-eu"
+    assert pins.stays(staying)
+    assert pins.stays((staying, 0))
+    assert pins.stays(f"{staying}-{TOKEN}")
+    for other in (free, (free, 0), "stay-calm", f"mean-{staying}", ("sum-" + TOKEN, 0), 3, ()):
+        assert not pins.stays(other)
+
+
 @pytest.mark.parametrize("name", ["", "a b", "a@b", "a/b", "ä", None, 3])
 def test_an_odd_name_is_refused(name):
     with pytest.raises(ValueError, match="cannot be the name of a pool"), pool(name or ""):

@@ -221,10 +221,10 @@ def test_a_chunk_that_lost_its_pin_is_not_read_on_a_worker_of_another_pool(
 
 
 def _recipe(array):
-    from intake_pools.recipes import RemoteVariable
+    from intake_pools.mosaics import RemoteVariable
 
-    (layer,) = array.data.dask.layers.values()
-    (recipe,) = [part for part, _ in layer.indices if isinstance(part, RemoteVariable)]
+    task = next(iter(array.data.dask.to_dict().values()))
+    (recipe,) = [part.value for part in task.args if isinstance(getattr(part, "value", None), RemoteVariable)]
     return recipe
 
 
@@ -393,3 +393,166 @@ def test_inside_the_event_loop_the_way_out_is_named_and_works(write, pools, ecmw
             return await client.compute(ds["t"].data.mean())
 
     assert asyncio.run(main()) == pytest.approx(float(forecast["t"].mean()), rel=1e-5)
+
+
+@pytest.fixture
+def series(write, ecmwf, named, forecast):
+    """Ten files, one a day, and what xarray makes of them."""
+    forecast = forecast.drop_vars(["crs", "issued"])
+    later = forecast.assign_coords(time=forecast["time"] + np.timedelta64(6, "D"))
+    days = xr.concat([forecast, later], "time", data_vars="minimal", coords="minimal")
+    for number in range(10):
+        write(days.isel(time=[number]), ecmwf / f"{named}-{number}.nc", "netcdf3")
+
+    def stock(**options):
+        return xr.open_mfdataset(str(ecmwf / f"{named}-*.nc"), **options)
+
+    return f"{named}-*.nc", stock
+
+
+@pytest.mark.usefixtures("lazily")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"combine": "nested", "concat_dim": "time"},
+        {"combine": "nested", "concat_dim": "time", "data_vars": "minimal", "coords": "minimal"}
+        | {"compat": "override"},
+        {"combine": "nested", "concat_dim": "member"},
+        {"combine_attrs": "drop_conflicts"},
+        {"join": "override", "combine": "nested", "concat_dim": "time"},
+    ],
+    ids=lambda options: ",".join(map(str, options.values())) or "defaults",
+)
+def test_many_files_are_opened_in_batches_and_are_what_xarray_makes_of_them(series, client, options):
+    pattern, stock = series
+    ours = load(pattern, xarray_kwargs=options)
+    with stock(**options) as expected:
+        xr.testing.assert_identical(ours.compute(), expected.compute())
+        assert ours["t"].chunks == expected["t"].chunks
+    for name in ("t", "packed"):
+        assert len(ours[name].data.dask.layers) == 1
+    assert get_pool(ours) == "ecmwf"
+
+
+@pytest.mark.usefixtures("lazily")
+def test_files_that_do_not_fit_batch_by_batch_are_combined_all_at_once(write, client, ecmwf, forecast, named):
+    """In the order of their names, times go back and forth, and batches would overlap."""
+    for number, day in enumerate([0, 3, 1, 4, 2, 5]):
+        write(forecast[["t"]].isel(time=[day]), ecmwf / f"{named}-{number}.nc", "netcdf3")
+    ours = load(f"{named}-*.nc")
+    xr.testing.assert_allclose(ours["t"].compute(), forecast["t"])
+    assert len(ours["t"].data.dask.layers) == 1
+
+
+@pytest.mark.usefixtures("lazily")
+def test_tiles_in_two_dimensions(write, client, ecmwf, forecast, named):
+    parts = [forecast[["t"]].isel(time=[day], lon=lon) for day in range(6) for lon in (slice(2), slice(2, 5))]
+    for number, part in enumerate(parts):
+        write(part.drop_encoding(), ecmwf / f"{named}-{number:02}.nc", "netcdf3")
+    ours = load(f"{named}-*.nc")
+    xr.testing.assert_allclose(ours["t"].compute(), forecast["t"])
+    assert len(ours["t"].data.dask.layers) == 1
+
+
+@pytest.mark.usefixtures("lazily")
+def test_files_with_gaps_are_filled_as_xarray_fills_them(write, client, ecmwf, forecast, named):
+    """What takes more than laying pieces side by side is left to Dask's arrays, still in one layer."""
+    write(forecast[["t"]].isel(time=slice(3), lat=slice(3)), ecmwf / f"{named}-0.nc", "netcdf3")
+    write(forecast[["t"]].isel(time=slice(3, 6)), ecmwf / f"{named}-1.nc", "netcdf3")
+    ours = load(f"{named}-*.nc", xarray_kwargs={"join": "outer"})
+    with xr.open_mfdataset(str(ecmwf / f"{named}-*.nc"), join="outer") as expected:
+        xr.testing.assert_identical(ours.compute(), expected.compute())
+    (layer,) = ours["t"].data.dask.layers.values()
+    assert layer.annotations["resources"] == {"pool-ecmwf": 0}
+    assert get_pool(ours) == "ecmwf"
+
+
+@pytest.mark.usefixtures("lazily")
+def test_what_the_client_gets_of_many_files_is_small(write, client, ecmwf, named):
+    field = xr.Dataset({f"v{n}": ("x", np.arange(3.0)) for n in range(5)}, {"x": np.arange(3)})
+    for number in range(60):
+        write(field.assign_coords(x=field["x"] + 3 * number), ecmwf / f"{named}-{number:02}.nc", "netcdf3")
+    # 300 kB for 500 files of five variables each.
+    assert len(pickle.dumps(load(f"{named}-*.nc"))) < 60 * 600 + 10_000
+
+
+@pytest.mark.usefixtures("lazily")
+def test_one_of_many_files_that_cannot_be_read_is_named(series, client, ecmwf):
+    pattern, _ = series
+    broken = ecmwf / pattern.replace("*", "7")
+    broken.write_bytes(b"CDF nonsense")
+    with pytest.raises(EntryError, match=r"is unreadable on worker"):
+        load(pattern)
+    broken.write_bytes(b"nonsense")
+    with pytest.raises(EntryError, match=r"-7.nc .*is unreadable on worker|did not find a match|unreadable"):
+        load(pattern)
+
+
+@pytest.fixture
+def openings(client, monkeypatch):
+    """Names of the functions that the client had called in pools."""
+    from intake_pools import opening, remembered
+
+    called = []
+    submit = opening._submit
+
+    def counting(client, entry, function, *args):
+        called.append(function.__name__)
+        return submit(client, entry, function, *args)
+
+    monkeypatch.setattr(opening, "_submit", counting)
+    remembered.drop()
+    return called
+
+
+@pytest.mark.usefixtures("lazily")
+@pytest.mark.parametrize("kind", KINDS)
+def test_opening_again_costs_one_look_at_the_version(write, client, ecmwf, forecast, named, kind, openings):
+    write(forecast, ecmwf / named, kind)
+    first = load(named)
+    assert openings == ["_open"]
+    first["lat"].attrs["units"] = first.attrs["title"] = "changed"
+    first["height"].values[()] = 100
+    openings.clear()
+    again = load(named)
+    assert openings == ["_unchanged"]
+    xr.testing.assert_allclose(again.compute(), forecast)
+    assert again.attrs["title"] == "a forecast"
+    assert "units" not in again["lat"].attrs
+    assert again["t"].data.name == first["t"].data.name
+
+
+@pytest.mark.usefixtures("lazily")
+def test_what_has_changed_since_or_is_asked_for_otherwise_is_opened_anew(
+    write, client, ecmwf, forecast, named, openings
+):
+    write(forecast, ecmwf / named)
+    load(named)
+    replace(ecmwf / named, lambda path: write(forecast.assign(t=forecast["t"] * 2), path))
+    openings.clear()
+    xr.testing.assert_allclose(load(named)["t"].compute(), forecast["t"] * 2)
+    assert openings == ["_unchanged", "_open"]
+    openings.clear()
+    load(named, chunks={"time": 1})
+    with dask.annotate(priority=3):
+        load(named)
+    assert openings == ["_open", "_open"]
+
+
+def test_a_new_file_of_a_pattern_is_noticed(series, client, ecmwf, openings):
+    pattern, _ = series
+    assert load(pattern).sizes["time"] == 10
+    (ecmwf / pattern.replace("*", "9")).unlink()
+    assert load(pattern).sizes["time"] == 9
+
+
+def test_what_is_remembered_can_be_forgotten(write, client, ecmwf, forecast, named, openings):
+    import intake_pools
+
+    write(forecast, ecmwf / named)
+    load(named)
+    intake_pools.forget()
+    openings.clear()
+    load(named)
+    assert openings == ["_open"]
