@@ -167,8 +167,8 @@ def _files(name: str, storage_options: Mapping[str, Any] | None) -> list[str]:
 
 
 def _together(opened: list[Any]) -> Any:
-    """One catalogue of the entries of several."""
-    from intake.catalog.base import Catalog
+    """Make one catalogue of the entries of several."""
+    from intake_pools.intake1 import CombinedCatalog
 
     entries: dict[str, Any] = {}
     for catalogue in opened:
@@ -182,7 +182,7 @@ def _together(opened: list[Any]) -> Any:
                     "by one."
                 )
             entries[name] = catalogue._entries[name]
-    return Catalog.from_dict(entries, name=f"{len(opened)} files")
+    return CombinedCatalog(entries, name=f"{len(opened)} files")
 
 
 def open_catalogue_at(

@@ -25,7 +25,7 @@ from intake_pools.known_drivers import Driver, adapted, driver_of, refuse_option
 if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres
 
-__all__ = ["OtherVersion", "PooledCatalog", "PooledEntry"]
+__all__ = ["CombinedCatalog", "OtherVersion", "PooledCatalog", "PooledEntry"]
 
 _DEEPEST = 20
 """Levels of nested catalogues."""
@@ -48,7 +48,87 @@ class OtherVersion(Exception):
         self.data = data
 
 
-class PooledCatalog(Catalog):  # type: ignore[misc]  # Intake publishes no types
+class LocatedEntries(Catalog):  # type: ignore[misc]  # Intake publishes no types
+    """A catalogue of `PooledEntry`, which can say of each where it lives."""
+
+    def plain_entry(self, name: str) -> Entry:
+        """Describe one of its entries as plain data, located, without opening it.
+
+        Raises
+        ------
+        EntryError
+            If it is not ours to open, or wrong.
+        UnlocatedError
+            If no data centre is known for it.
+        KeyError
+            If there is none of this name.
+        """
+        source = self._get_entries()[name].get()
+        if not hasattr(source, "_resolved"):
+            raise EntryError(f"{name} is opened by Intake, where this process runs.")
+        entry: Entry = source._resolved()
+        return entry
+
+    def summary(self) -> Iterator[tuple[str, str, str]]:
+        """Say of each entry where it is.
+
+        Yields
+        ------
+        name, place, detail : str
+            `place` is the data centre (several with commas), ``catalogue``, ``Intake``, ``unlocated`` or
+            ``unsupported``; `detail` what decided, or why not.
+        """
+        for name in self:
+            entry = self._entries[name]
+            try:
+                entry.driver()
+                if entry.container == "catalog":
+                    yield name, "catalogue", ""
+                elif not entry.located:
+                    yield name, "Intake", "opened by Intake, where this process runs"
+                else:
+                    plain = self.plain_entry(name)
+                    several = plain.parts or plain.replicas or (plain,)
+                    places = dict.fromkeys(one.location.data_centre for one in several)
+                    evidence = dict.fromkeys(one.location.evidence for one in several)
+                    yield name, ", ".join(places), "; ".join(evidence)
+            except LookupError as error:
+                yield name, "unlocated", str(error)
+            except PoolsError as error:
+                yield name, "unsupported", str(error)
+
+    def __repr__(self) -> str:
+        lines = [f"<catalogue {self.name}: {len(self)} entries>"]
+        for number, (name, place, _) in enumerate(self.summary()):
+            if number == _SHOWN:
+                lines.append(f"  and {len(self) - _SHOWN} more")
+                break
+            lines.append(f"  {name}: {place}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for number, (name, place, detail) in enumerate(self.summary()):
+            if number == _SHOWN:
+                rows.append(f"<tr><td colspan=3>and {len(self) - _SHOWN} more</td></tr>")
+                break
+            rows.append(
+                "<tr>" + "".join(f"<td>{html.escape(one)}</td>" for one in (name, place, detail)) + "</tr>"
+            )
+        head = "<tr><th>entry</th><th>data centre</th><th>decided by</th></tr>"
+        return f"<b>{html.escape(str(self.name))}</b><table>{head}{''.join(rows)}</table>"
+
+    # IPython would show Intake's JSON instead of our table.
+    _ipython_display_ = None
+
+
+class CombinedCatalog(LocatedEntries):
+    """The entries of several files."""
+
+    name = "combined_catalog"
+
+
+class PooledCatalog(LocatedEntries):
     """A catalogue of Intake 1 whose NetCDF and zarr entries are located.
 
     Made by `intake_pools.open_catalog`. Works as other Intake catalogues do (``list(cat)``, ``cat.search``,
@@ -180,76 +260,6 @@ class PooledCatalog(Catalog):  # type: ignore[misc]  # Intake publishes no types
 
     def _get_entry(self, name: str) -> Any:
         return self._get_entries()[name]()
-
-    def plain_entry(self, name: str) -> Entry:
-        """Describe one of its entries as plain data, located, without opening it.
-
-        Raises
-        ------
-        EntryError
-            If it is not ours to open, or wrong.
-        UnlocatedError
-            If no data centre is known for it.
-        KeyError
-            If there is none of this name.
-        """
-        source = self._get_entries()[name].get()
-        if not hasattr(source, "_resolved"):
-            raise EntryError(f"{name} is opened by Intake, where this process runs.")
-        entry: Entry = source._resolved()
-        return entry
-
-    def summary(self) -> Iterator[tuple[str, str, str]]:
-        """Say of each entry where it is.
-
-        Yields
-        ------
-        name, place, detail : str
-            `place` is the data centre (several with commas), ``catalogue``, ``Intake``, ``unlocated`` or
-            ``unsupported``; `detail` what decided, or why not.
-        """
-        for name in self:
-            entry = self._entries[name]
-            try:
-                entry.driver()
-                if entry.container == "catalog":
-                    yield name, "catalogue", ""
-                elif not entry.located:
-                    yield name, "Intake", "opened by Intake, where this process runs"
-                else:
-                    plain = self.plain_entry(name)
-                    several = plain.parts or plain.replicas or (plain,)
-                    places = dict.fromkeys(one.location.data_centre for one in several)
-                    evidence = dict.fromkeys(one.location.evidence for one in several)
-                    yield name, ", ".join(places), "; ".join(evidence)
-            except LookupError as error:
-                yield name, "unlocated", str(error)
-            except PoolsError as error:
-                yield name, "unsupported", str(error)
-
-    def __repr__(self) -> str:
-        lines = [f"<catalogue {self.name}: {len(self)} entries>"]
-        for number, (name, place, _) in enumerate(self.summary()):
-            if number == _SHOWN:
-                lines.append(f"  and {len(self) - _SHOWN} more")
-                break
-            lines.append(f"  {name}: {place}")
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        rows = []
-        for number, (name, place, detail) in enumerate(self.summary()):
-            if number == _SHOWN:
-                rows.append(f"<tr><td colspan=3>and {len(self) - _SHOWN} more</td></tr>")
-                break
-            rows.append(
-                "<tr>" + "".join(f"<td>{html.escape(one)}</td>" for one in (name, place, detail)) + "</tr>"
-            )
-        head = "<tr><th>entry</th><th>data centre</th><th>decided by</th></tr>"
-        return f"<b>{html.escape(str(self.name))}</b><table>{head}{''.join(rows)}</table>"
-
-    # IPython would show Intake's JSON instead of our table.
-    _ipython_display_ = None
 
 
 def directory_of(path: str) -> str:
