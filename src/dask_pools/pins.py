@@ -32,7 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.]+")
 # The token (32 hexadecimal digits, as dask.base.tokenize makes it) tells where the pool's name ends. The
 # word before "@" keeps dask.utils.key_split from carrying half a pool's name into the names of fused tasks.
-_MARKED = re.compile(r"\b(read|stay)-[A-Za-z0-9_.]*@([A-Za-z0-9._-]+?)-[0-9a-f]{32}")
+_MARKED = re.compile(r"\b(read|stay)-([A-Za-z0-9_.]*)@([A-Za-z0-9._-]+?)-[0-9a-f]{32}")
 
 _current: ContextVar[str | None] = ContextVar("dask_pools_current_pool", default=None)
 
@@ -76,7 +76,7 @@ def pool_of_name(name: str) -> str | None:
     """Pool in the name of a layer, or None."""
     # Most names have no "@"; looking for it first is several times faster than the expression.
     if "@" in name and (found := _MARKED.search(name)):
-        return found[2]
+        return found[3]
     return None
 
 
@@ -94,6 +94,13 @@ def stays(key: Key) -> bool:
     """
     name = key[0] if type(key) is tuple and key else key
     return isinstance(name, str) and name.startswith("stay-") and pool_of_name(name) is not None
+
+
+def label_of_key(key: Key) -> str | None:
+    """Label of what a task reads, as `source_name` was told it, or None."""
+    name = key[0] if type(key) is tuple and key else key
+    found = _MARKED.search(name) if isinstance(name, str) and "@" in name else None
+    return found[2] if found else None
 
 
 def pool_of_resources(resources: Mapping[str, float] | None) -> str | None:
