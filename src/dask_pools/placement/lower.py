@@ -523,7 +523,7 @@ def _check_residency(order: list[Key], layer_of: list[str], model: Model, pools:
                 and pins.stays(order[source])
             ):
                 raise ResidencyError(
-                    pins.label_of(order[source]),
+                    pins.label_of_name(_name(order[source])) or key_split(order[source]),
                     model.pools[pools[source]],
                     key_split(layer_of[task] or order[task]),
                     model.pools[pools[task]],
