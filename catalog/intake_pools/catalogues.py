@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from dask_pools import data_centres as rules
 from dask_pools.errors import EntryError
+from intake_pools.locate import rules_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from dask_pools.data_centres import DataCentres
+    from dask_pools.data_centres import DataCentres, Given
 
-__all__ = ["data_centres_of", "load_from_catalog", "open_catalog"]
-
-# Where a catalogue keeps the data centres that open_catalog was given. Not a dictionary by catalogue:
-# Intake's catalogues of one file are equal.
-_GIVEN = "_dask_pools_data_centres"
+__all__ = ["data_centres_of", "load_from_catalog", "open_catalog", "open_catalogue_at"]
 
 
 def load_from_catalog(
@@ -97,25 +94,38 @@ def load_from_catalog(
 
 
 def open_catalog(
-    url: str | os.PathLike[str],
+    url: str | os.PathLike[str] | list[str],
     *,
-    data_centres: DataCentres | str | os.PathLike[str] | Mapping[str, Any] | None = None,
-    **kwargs: Any,
+    data_centres: Given | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
 ) -> Any:
-    """Open an Intake catalogue.
+    """Open an Intake catalogue, of version 1 or 2, as its owner wrote it.
+
+    Its NetCDF and zarr entries (drivers ``netcdf``, ``zarr``, ``xarray`` and this project's, readers
+    ``XArrayDatasetReader``) are located and opened in their pools, those of nested catalogues, too. A few
+    drivers that run no code of a catalogue's choice are left to Intake; other entries are listed, and say
+    why they cannot be used.
+
+    A catalogue is somebody else's text. Unless `allow_code` says otherwise, opening or using one runs no code
+    that it names, imports nothing, and reads no environment variable.
 
     Parameters
     ----------
     url : str or path
-    data_centres : DataCentres, path, or mapping, optional
-        Rules that say where its entries live, instead of those that it names itself.
-    **kwargs
-        For `intake.open_catalog`.
+        Of a file. A pattern (``*``), a directory or a list makes one catalogue of several files.
+    data_centres : DataCentres, path, mapping, or list of them, optional
+        Rules that say where its entries live, instead of those that it names itself. Those of the file that
+        `dask.config` names (``pools.data-centres``) hold as well.
+    storage_options : dict, optional
+        For the file system (fsspec) of a URL.
+    allow_code : bool, optional
+        Trust whoever wrote it: what is not ours is then opened by Intake, with all that it can run.
 
     Returns
     -------
-    intake.Catalog
-        What `intake.open_catalog` makes of it.
+    PooledCatalog or PooledCatalog2
+        An `intake.Catalog` of version 1 or 2.
 
     Raises
     ------
@@ -124,21 +134,99 @@ def open_catalog(
     DataCentresError
         If the rules are wrong.
     """
-    import intake
-    import yaml
-    from intake.catalog.exceptions import CatalogException, ValidationError
-
     known = None if data_centres is None else rules.load(data_centres)
-    name = os.fspath(url)
+    options = dict(storage_options) if storage_options else None
+    names = (
+        [os.fspath(one) for one in url] if isinstance(url, list | tuple) else _files(os.fspath(url), options)
+    )
+    if len(names) == 1:
+        return open_catalogue_at(names[0], data_centres=known, storage_options=options, allow_code=allow_code)
+    opened = [
+        open_catalogue_at(name, data_centres=known, storage_options=options, allow_code=allow_code)
+        for name in names
+    ]
+    return _together(opened)
+
+
+def _files(name: str, storage_options: Mapping[str, Any] | None) -> list[str]:
+    """Files that a pattern or a directory stands for."""
+    pattern = name
+    if "*" not in name:
+        if "://" in name or not os.path.isdir(name):
+            return [name]
+        pattern = f"{name.rstrip('/')}/*.y*ml"
+    import fsspec
+
     try:
-        catalogue = intake.open_catalog(name, **kwargs)
-    except yaml.YAMLError as error:
-        raise EntryError(f"Catalogue {rules.yaml_complaint(error, name)}") from None
-    except (ValidationError, CatalogException) as error:
-        raise EntryError(f"{name} is not an Intake catalogue: {error}") from None
-    if known is not None:
-        setattr(catalogue, _GIVEN, known)
-    return catalogue
+        files, _, paths = fsspec.get_fs_token_paths(pattern, mode="rb", storage_options=storage_options)
+    except Exception as error:  # whatever the file system of a URL raises
+        raise EntryError(f"{pattern} cannot be listed: {error}") from None
+    if not paths:
+        raise EntryError(f"Nothing matches {pattern}: there is no catalogue to open.")
+    return [files.unstrip_protocol(one) if "://" in pattern else one for one in sorted(paths)]
+
+
+def _together(opened: list[Any]) -> Any:
+    """Make one catalogue of the entries of several."""
+    from intake_pools.intake1 import CombinedCatalog
+
+    entries: dict[str, Any] = {}
+    for catalogue in opened:
+        if not hasattr(catalogue, "_entries"):
+            raise EntryError(f"{catalogue.path} is of Intake 2; open it by itself.")
+        for name in catalogue:
+            if name in entries:
+                raise EntryError(
+                    f"Both {entries[name]._home.path} and {catalogue.path} have an entry {name!r}. Open "
+                    "them one "
+                    "by one."
+                )
+            entries[name] = catalogue._entries[name]
+    return CombinedCatalog(entries, name=f"{len(opened)} files")
+
+
+def open_catalogue_at(
+    path: str,
+    *,
+    data_centres: DataCentres | None = None,
+    storage_options: dict[str, Any] | None = None,
+    allow_code: bool = False,
+    above: tuple[str, ...] = (),
+) -> Any:
+    """Open the catalogue in one file.
+
+    Parameters
+    ----------
+    path, data_centres, storage_options, allow_code
+        As in `open_catalog`.
+    above : tuple of str
+        Paths of the catalogues that it is nested in.
+
+    Raises
+    ------
+    EntryError
+        If it is not a catalogue, or nested in itself.
+    """
+    from intake_pools.intake1 import OtherVersion, PooledCatalog
+
+    try:
+        return PooledCatalog(
+            path,
+            data_centres=data_centres,
+            storage_options=storage_options,
+            allow_code=allow_code,
+            above=above,
+        )
+    except OtherVersion as other:
+        from intake_pools.intake2 import PooledCatalog2
+
+        return PooledCatalog2.of_document(
+            other.data,
+            path,
+            data_centres=data_centres,
+            storage_options=storage_options,
+            allow_code=allow_code,
+        )
 
 
 def data_centres_of(catalogue: Any) -> DataCentres | None:
@@ -156,8 +244,8 @@ def data_centres_of(catalogue: Any) -> DataCentres | None:
     seen: list[Any] = []
     while catalogue is not None and not any(catalogue is one for one in seen):
         seen.append(catalogue)
-        if _GIVEN in vars(catalogue):
-            known: DataCentres = vars(catalogue)[_GIVEN]
+        if (own := getattr(type(catalogue), "known_data_centres", None)) is not None:
+            known: DataCentres | None = own(catalogue)
             return known
         metadata = getattr(catalogue, "metadata", None) or {}
         if (named := metadata.get("data_centres_file")) is not None:
@@ -165,7 +253,8 @@ def data_centres_of(catalogue: Any) -> DataCentres | None:
                 raise EntryError(
                     f"data_centres_file in the metadata of {catalogue.name} is {named!r}, not a path."
                 )
-            return rules.load(_beside(catalogue, named))
+            # Its own text, so no business of the environment's.
+            return rules_of(rules.read(_beside(catalogue, named), environment={}))
         catalogue = getattr(catalogue, "cat", None)
     return rules.default()
 

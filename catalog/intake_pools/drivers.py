@@ -43,6 +43,13 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
         Where it lives, outright; else the metadata says so, else the rules of the data-centres file.
     version : str, optional
         Of the data, where a change would leave no mark, as in the chunks of a zarr store.
+    parts : list, optional
+        In place of `urlpath`, where parts of the data live in several data centres: see
+        `intake_pools.entries.entry_of`.
+    replicas : list, optional
+        Further copies of the same data.
+    residency : "stay" or "free", optional
+        Whether raw chunks may not leave the pool; by default what the data-centres file says.
 
     Raises
     ------
@@ -67,6 +74,9 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
         metadata: Mapping[str, Any] | None = None,
         data_centre: str | None = None,
         version: str | None = None,
+        parts: Any = None,
+        replicas: Any = None,
+        residency: str | None = None,
         **others: Any,
     ) -> None:
         super().__init__(storage_options=storage_options, metadata=dict(metadata or {}))
@@ -74,7 +84,7 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
         for argument in others:
             if argument not in self._for_xarray:
                 raise unknown_argument(driver, argument, self._arguments(), urlpath)
-        if urlpath is None:
+        if urlpath is None and parts is None and replicas is None:
             raise EntryError(f"{driver} needs urlpath: a path or URL, or a list of them.")
         self.urlpath = urlpath
         self.chunks = chunks
@@ -82,6 +92,10 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
         self.storage_options = storage_options
         self._stated = data_centre
         self._data_version = version
+        self.parts = parts
+        self.replicas = replicas
+        self.residency = residency
+        self._said_in: str | None = None
         self._others = others
 
     @classmethod
@@ -110,7 +124,7 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
 
         Not in ``__init__``: Intake tells a source its name and catalogue only afterwards.
         """
-        stated, said_in = self._stated, "data_centre of the entry"
+        stated, said_in = self._stated, self._said_in or "data_centre of the entry"
         if stated is None and isinstance(self.metadata, Mapping):
             stated, said_in = self.metadata.get("data_centre"), "data_centre in the entry's metadata"
         xarray_kwargs: Any = self.xarray_kwargs
@@ -127,6 +141,9 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
             xarray_kwargs=xarray_kwargs,
             storage_options=self.storage_options,
             version=self._data_version,
+            parts=self.parts,
+            replicas=self.replicas,
+            residency=self.residency,
         )
 
     def _own_name(self) -> str | None:

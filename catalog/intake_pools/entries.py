@@ -138,7 +138,7 @@ def entry_of(
         file says; by default what it says of the data centre.
     parts : list of str or mapping, optional
         In place of `urlpath`: the URLs of each part, or what differs for it: ``urlpath``, ``data_centre``,
-        ``storage_options``, ``version``.
+        ``said_in``, ``storage_options``, ``version``.
     replicas : list of str or mapping, optional
         URLs of further copies of the same data, or what differs for them: as of `parts`, and ``engine``,
         ``chunks``, ``xarray_kwargs`` and ``parts``.
@@ -153,6 +153,7 @@ def entry_of(
     own: dict[str, Any] = {
         "urlpath": urlpath,
         "data_centre": data_centre,
+        "said_in": said_in,
         "engine": engine,
         "chunks": chunks,
         "xarray_kwargs": xarray_kwargs,
@@ -166,13 +167,13 @@ def entry_of(
     if urlpath is not None or parts is not None or not copies:
         copies.insert(0, {})
     made = [
-        _copy_of({**own, "urlpath": None, "parts": None, **one} if one else own, name, said_in, data_centres)
+        _copy_of({**own, "urlpath": None, "parts": None, **one} if one else own, name, data_centres)
         for one in copies
     ]
     return made[0] if len(made) == 1 else replace(made[0], replicas=tuple(made))
 
 
-_PART = ("urlpath", "data_centre", "storage_options", "version")
+_PART = ("urlpath", "data_centre", "said_in", "storage_options", "version")
 _REPLICA = (*_PART, "engine", "chunks", "xarray_kwargs", "parts")
 
 
@@ -203,18 +204,14 @@ def _shown(value: Any) -> str:
     return repr(public_options(value))
 
 
-def _copy_of(said: Mapping[str, Any], name: str | None, said_in: str, data_centres: Any) -> Entry:
+def _copy_of(said: Mapping[str, Any], name: str | None, data_centres: Any) -> Entry:
     """One copy of an entry: in one place, or of parts."""
     pieces = _several(said["parts"], "parts", _PART, name)
     if pieces and said["urlpath"] is not None:
         raise EntryError(
             f"{name or 'an entry'} has both urlpath and parts; put the URLs of urlpath into parts, in order."
         )
-    runs = [
-        part
-        for piece in pieces or [{}]
-        for part in _in_one_place({**said, **piece}, name, said_in, data_centres)
-    ]
+    runs = [part for piece in pieces or [{}] for part in _in_one_place({**said, **piece}, name, data_centres)]
     if len(runs) == 1:
         return runs[0]
     runs = [replace(part, name=runs[0].name) for part in runs]
@@ -222,9 +219,7 @@ def _copy_of(said: Mapping[str, Any], name: str | None, said_in: str, data_centr
     return replace(runs[0], urls=urls, parts=tuple(runs))
 
 
-def _in_one_place(
-    said: Mapping[str, Any], name: str | None, said_in: str, data_centres: Any
-) -> Iterator[Entry]:
+def _in_one_place(said: Mapping[str, Any], name: str | None, data_centres: Any) -> Iterator[Entry]:
     """Make an entry of every stretch of the URLs that lives in one data centre."""
     urls = _urls(said["urlpath"])
     name = name or _last_part(urls[0])
@@ -244,7 +239,10 @@ def _in_one_place(
         raise EntryError(f"version of {name} is {version!r}; it should be a word or a number.")
     chunks = _chunks(said["chunks"], name)
     found = [
-        (url, locate(url, said["data_centre"], data_centres, said_in=said_in, storage_options=options))
+        (
+            url,
+            locate(url, said["data_centre"], data_centres, said_in=said["said_in"], storage_options=options),
+        )
         for url in urls
     ]
     for _, run in groupby(found, key=lambda one: one[1].data_centre):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -120,13 +121,28 @@ _SHOWN = 20
 def rules_of(
     data_centres: DataCentres | str | os.PathLike[str] | Mapping[str, Any] | None,
 ) -> DataCentres | None:
-    """Rules that are given, else those that `dask.config` names, else None.
+    """Get the rules that are given and those that `dask.config` names, merged; None if there are neither.
 
     Raises
     ------
     DataCentresError
-        If they are wrong.
+        If they are wrong, or contradict each other.
     """
     from dask_pools import data_centres as rules
 
-    return rules.default() if data_centres is None else rules.load(data_centres)
+    own = rules.default()
+    if data_centres is None:
+        return own
+    given = rules.load(data_centres)
+    if own is None or own is given or own.origin == given.origin:
+        return given
+    for one, other, together in _merged:
+        if one is given and other is own:
+            return together
+    together = rules.merge([given, own])
+    _merged.append((given, own, together))
+    return together
+
+
+# Entries of one catalogue are located one after the other.
+_merged: deque[tuple[DataCentres, DataCentres, DataCentres]] = deque(maxlen=8)

@@ -223,6 +223,25 @@ def resources_of_result(key: Key) -> list[dict[str, float]]:
     return found
 
 
+def sliced_shape(task: GraphNode, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Shape of what a task cuts out of an array of this shape; None if it is no slice, or cannot be told.
+
+    Assumes that such tasks, as of rechunking and overlap, call a function ``getitem`` with the slices last.
+    """
+    if not isinstance(task, Task) or getattr(task.func, "__name__", "") != "getitem" or len(task.args) != 2:
+        return None
+    index = getattr(task.args[1], "value", task.args[1])
+    if not isinstance(index, tuple) or len(index) > len(shape):
+        return None
+    lengths = []
+    for length, part in zip(shape, index, strict=False):
+        if isinstance(part, slice):
+            lengths.append(len(range(*part.indices(length))))
+        elif not isinstance(part, int):
+            return None
+    return (*lengths, *shape[len(index) :])
+
+
 def threads_by_resource() -> dict[str, int]:
     """Threads of the workers, of all schedulers in this process, that offer each resource.
 

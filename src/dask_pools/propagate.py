@@ -125,7 +125,7 @@ class PlacingOptimizer(int):
                         scheduler.install_from_thread(running)
                 if self.budget is not None and sent:
                     self._check_budget(dsk, layers, keys, kind)
-                return lower.place(layers, keys, kind, name_pins=not sent)
+                return lower.place(layers, keys, kind, name_pins=not sent, costs=self._costs())
         except PoolsError:
             raise
         except Exception:
@@ -143,13 +143,24 @@ class PlacingOptimizer(int):
         if layers is None:
             loose = len(HighLevelGraph.merge(dsk).cull(set(flatten([keys]))).to_dict())
             return Plan((PoolShare(ANYWHERE, tasks=loose),), budget=budget)
-        return summarise(lower.plan(layers, keys, kind), layers, dsk.layers, workers, budget)
+        return summarise(lower.plan(layers, keys, kind, self._costs()), layers, dsk.layers, workers, budget)
 
     def _check_budget(self, dsk: HighLevelGraph, layers: lower.Layers, keys: Any, kind: lower.Kind) -> None:
         """Refuse a graph that would move more than the budget allows."""
-        placed = lower.plan(layers, keys, kind)
+        placed = lower.plan(layers, keys, kind, self._costs())
         if self.budget is not None and crossed_bytes(placed) > self.budget:
             raise TransferBudgetError.of(summarise(placed, layers, dsk.layers, budget=self.budget))
+
+    def _costs(self) -> dict[str, dict[str, float]]:
+        """Tell what a byte costs from one pool to another, by the data-centres files of whoever computes."""
+        known = self.rules if self.propagate is not None else targets.rules_to_send()
+        together: dict[str, dict[str, float]] = {}
+        # Those of entries come first in the rules and count before the default ones.
+        for several in reversed(known or ()):
+            for one in several:
+                for source, prices in one.costs.items():
+                    together.setdefault(source, {}).update(prices)
+        return together
 
     def _locate(self) -> lower.Locate | None:
         """Tell where stores belong; without a cluster there is one disk, and nothing to tell."""
@@ -201,7 +212,8 @@ def pool(name: str | None) -> Iterator[None]:
     Parameters
     ----------
     name : str or None
-        Of blocks inside each other the inner one counts; None takes the pin of the outer one away.
+        Of blocks inside each other the inner one counts; None takes the pin of the outer one away, so that
+        what is built inside is free to run wherever the fewest bytes cross.
 
     Raises
     ------

@@ -47,6 +47,8 @@ def remember(given: DataCentres | str | os.PathLike[str] | Mapping[str, Any] | N
     from dask_pools import data_centres
 
     known = data_centres.load(given)
+    if any(one is known for one in list(_remembered.values())):
+        return
     # Mappings have no name to tell them apart by.
     name = known.origin if os.path.isabs(known.origin) or "://" in known.origin else known.model_dump_json()
     with _lock:

@@ -112,6 +112,18 @@ def test_fused_tasks_hold_the_keys_of_their_parts():
         assert any("first" in str(key) for keys in fused for key in keys)
 
 
+def test_slices_of_chunks_tell_their_shapes():
+    x = lazy()  # two chunks of four
+    for y, expected in ((x.rechunk(3, method="tasks"), {3, 1, 2}), (da.overlap.overlap(x, 1, "none"), {1})):
+        found = set()
+        for task in convert_legacy_graph(y.dask.to_dict()).values():
+            shape = internals.sliced_shape(task, (4,))
+            if shape is not None:
+                found.add(*shape)
+        assert found == expected
+    assert internals.sliced_shape(Task("a", sum, TaskRef("b")), (4,)) is None
+
+
 def test_a_task_renamed_runs_the_same():
     task = Task("a", sum, TaskRef("b"))
     renamed = task.substitute({"b": "c"}, key="d")
