@@ -7,6 +7,12 @@ worker or the scheduler to the user unchanged; the message is put together from 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dask.utils import format_bytes
+
+if TYPE_CHECKING:
+    from dask_pools.placement.plan import Plan
 
 __all__ = [
     "DataCentresError",
@@ -17,6 +23,7 @@ __all__ = [
     "PoolUnavailableError",
     "PoolsError",
     "ResidencyError",
+    "TransferBudgetError",
     "UnlocatedError",
     "UnsupportedSettingError",
     "VersionMismatchError",
@@ -132,6 +139,36 @@ class ResidencyError(PoolsError):
             f"{self.needed_in!r}. Reduce it in its own pool first (a mean, a selection), let what it is "
             f"combined with come to {self.pool!r}, or take away the pin that ties {self.operation!r} to "
             f"{self.needed_in!r}."
+        )
+
+
+class TransferBudgetError(PoolsError):
+    """A computation would move more bytes between pools than it may; none of its tasks has run.
+
+    Attributes
+    ----------
+    crossed, budget : int
+        Bytes.
+    largest : tuple of str
+        What would cross, the largest first.
+    """
+
+    def __init__(self, crossed: int, budget: int, largest: Iterable[str]) -> None:
+        largest = tuple(largest)
+        super().__init__(crossed, budget, largest)
+        self.crossed, self.budget, self.largest = crossed, budget, largest
+
+    @classmethod
+    def of(cls, plan: Plan) -> TransferBudgetError:
+        """Error for a plan that is over its budget."""
+        return cls(plan.crossed, plan.budget or 0, map(str, plan.crossings[:3]))
+
+    def __str__(self) -> str:
+        what = "; ".join(self.largest)
+        return (
+            f"This would move {format_bytes(self.crossed)} between pools, and the budget is "
+            f"{format_bytes(self.budget)}. The most: {what}. dask_pools.explain(...) tells all of it. To "
+            "compute it all the same: with dask.config.set({'pools.transfer-budget': None})."
         )
 
 

@@ -80,6 +80,13 @@ def pool_of_name(name: str) -> str | None:
     return None
 
 
+def label_of_name(name: str) -> str | None:
+    """Label in the name of a layer: what its tasks read; None if the name is not one of ours."""
+    if "@" in name and (found := _MARKED.search(name)):
+        return found[2]
+    return None
+
+
 def pool_of_key(key: Key) -> str | None:
     """Pool in a key, or None."""
     name = key[0] if type(key) is tuple and key else key
@@ -94,13 +101,6 @@ def stays(key: Key) -> bool:
     """
     name = key[0] if type(key) is tuple and key else key
     return isinstance(name, str) and name.startswith("stay-") and pool_of_name(name) is not None
-
-
-def label_of_key(key: Key) -> str | None:
-    """Label of what a task reads, as `source_name` was told it, or None."""
-    name = key[0] if type(key) is tuple and key else key
-    found = _MARKED.search(name) if isinstance(name, str) and "@" in name else None
-    return found[2] if found else None
 
 
 def pool_of_resources(resources: Mapping[str, float] | None) -> str | None:

@@ -33,6 +33,7 @@ from dask_pools.config import propagating, wait_for_workers
 from dask_pools.dask_internals import P2PBarrierTask, TaskState
 from dask_pools.errors import MixedPoolsError, PoolUnavailableError, VersionMismatchError
 from dask_pools.queueing import RootQueue, is_held
+from dask_pools.traffic import open_account
 
 logger = logging.getLogger(__name__)
 
@@ -276,6 +277,8 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             if worker not in self.scheduler.workers:
                 return
             await asyncio.sleep(1)
+        if version == dask_pools.__version__:
+            await self._open_account(worker)
         state = self.scheduler.workers.get(worker)
         if state is None:
             return
@@ -317,6 +320,14 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         elif isinstance(result, Serialize):  # from a worker in the same process
             result = result.data
         return str(loads(result) if isinstance(result, bytes) else result)
+
+    async def _open_account(self, worker: str) -> None:
+        """Have a worker count what it sends, P2P included, from before its first pinned task."""
+        try:
+            await asyncio.wait_for(self.scheduler.rpc(worker).run(function=dumps(open_account)), timeout=30)
+        except (TimeoutError, OSError):
+            # It left, or is very busy: then it begins when somebody asks for the traffic.
+            logger.info("Worker %s did not open an account of its traffic.", worker)
 
     # Pools without workers.
 

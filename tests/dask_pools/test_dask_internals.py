@@ -6,7 +6,9 @@ Where one fails after an upgrade, its name says what has changed.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import pickle
+from types import SimpleNamespace
 from typing import ClassVar
 
 import dask
@@ -21,6 +23,9 @@ from dask.base import collections_to_expr, flatten
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from distributed import Future, Scheduler, SchedulerPlugin
+from distributed.shuffle._core import ShuffleRun
+from distributed.shuffle._rechunk import ArrayRechunkRun
+from distributed.shuffle._shuffle import DataFrameShuffleRun
 
 from dask_pools import dask_internals as internals
 
@@ -105,6 +110,18 @@ def test_fused_tasks_hold_the_keys_of_their_parts():
     ):
         fused = [internals.fused_keys(task) for task in optimized.values()]
         assert any("first" in str(key) for keys in fused for key in keys)
+
+
+def test_slices_of_chunks_tell_their_shapes():
+    x = lazy()  # two chunks of four
+    for y, expected in ((x.rechunk(3, method="tasks"), {3, 1, 2}), (da.overlap.overlap(x, 1, "none"), {1})):
+        found = set()
+        for task in convert_legacy_graph(y.dask.to_dict()).values():
+            shape = internals.sliced_shape(task, (4,))
+            if shape is not None:
+                found.add(*shape)
+        assert found == expected
+    assert internals.sliced_shape(Task("a", sum, TaskRef("b")), (4,)) is None
 
 
 def test_a_task_renamed_runs_the_same():
@@ -260,3 +277,40 @@ def test_a_selection_is_joined_with_the_task_that_reads_from_sources_of_chunks()
     Logged.read.clear()
     assert x[5].compute(scheduler="sync") == 5
     assert Logged.read == [(5,)]
+
+
+def test_what_p2p_sends_goes_through_one_method_that_no_subclass_overrides():
+    assert issubclass(ArrayRechunkRun, ShuffleRun)
+    assert issubclass(DataFrameShuffleRun, ShuffleRun)
+    assert "_send" not in vars(ArrayRechunkRun)
+    assert "_send" not in vars(DataFrameShuffleRun)
+    assert "self._send(address" in inspect.getsource(ShuffleRun.send)
+
+
+def test_shards_are_watched_where_they_go_and_the_watch_ends():
+    class Run(ShuffleRun):
+        def __init__(self):
+            self.local_address = "tcp://here"
+
+        def raise_if_closed(self):
+            pass
+
+        def rpc(self, address):
+            return SimpleNamespace(shuffle_receive=lambda **_: asyncio.sleep(0, {"status": "OK"}))
+
+        id = run_id = 1
+
+    seen = []
+    stop = internals.watch_shards("tcp://here", lambda address, nbytes: seen.append((address, nbytes)))
+    shards = [((0, 0), [((1, 0), ((0, 0), np.ones(100)))])]
+
+    async def main():
+        await Run()._send("tcp://there", shards)
+        await Run()._send("tcp://there", b"pickled")
+        await Run()._send("tcp://here", shards)
+
+    asyncio.run(main())
+    stop()
+    asyncio.run(main())
+    assert [address for address, _ in seen] == ["tcp://there", "tcp://there"]
+    assert seen[0][1] == pytest.approx(800, abs=200)

@@ -523,7 +523,7 @@ def _check_residency(order: list[Key], layer_of: list[str], model: Model, pools:
                 and pins.stays(order[source])
             ):
                 raise ResidencyError(
-                    pins.label_of_key(order[source]) or key_split(order[source]),
+                    pins.label_of_name(_name(order[source])) or key_split(order[source]),
                     model.pools[pools[source]],
                     key_split(layer_of[task] or order[task]),
                     model.pools[pools[task]],
@@ -551,8 +551,8 @@ def _model(tasks: Graph, pins_of: Mapping[Key, str], layers: Layers) -> tuple[li
             if isinstance(task, dask_internals.P2PBarrierTask):
                 # Its outputs are made where it runs.
                 model.stays.add(position)
-        if nbytes is None and task is not None and dask_internals.is_future(getattr(task, "value", None)):
-            nbytes = dask_internals.nbytes_of_result(getattr(task, "value", None).key)  # type: ignore[union-attr]
+            if nbytes is None:
+                nbytes = _nbytes_of_slice(task, layers)
         if nbytes is None:
             # An alias, a slice of unknown length, any Python object: as large as the largest thing it reads.
             nbytes = max((model.nbytes[source] for source in inputs), default=UNKNOWN_NBYTES)
@@ -606,6 +606,21 @@ def _nbytes(key: Key, layers: Layers) -> float | None:
     for along, index in zip(chunks, key[1:], strict=True):
         nbytes *= along[index]
     return nbytes
+
+
+def _nbytes_of_slice(task: GraphNode, layers: Layers) -> float | None:
+    """Bytes of what a task cuts out of one chunk of an array; None if it does anything else."""
+    if len(task.dependencies) != 1:
+        return None
+    (source,) = task.dependencies
+    if not isinstance(source, tuple) or not source or source[0] not in layers.sizes:
+        return None
+    chunks, itemsize = layers.sizes[source[0]]
+    if len(chunks) != len(source) - 1:
+        return None
+    shape = tuple(along[index] for along, index in zip(chunks, source[1:], strict=True))
+    cut = dask_internals.sliced_shape(task, shape)
+    return None if cut is None else float(itemsize * math.prod(cut))
 
 
 def _fuse_chains(
