@@ -1,12 +1,13 @@
 """What pins cost: the same calculation on the same files in one pool, pinned and by plain Dask.
 
 Wanted: at most 1.05 times the wall time, and as many tasks. Both arms run with
-``distributed.scheduler.worker-saturation: inf``, since Dask does not queue tasks that are tied to workers.
+``distributed.scheduler.worker-saturation: inf``, without Dask's queue and ours (`memory.py` is about those).
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
@@ -58,7 +59,10 @@ def main() -> None:
     ):
         path = Path(folder) / "noise.nc"
         write(path, args.mib)
-        with LocalPools({"here": 2}, threads_per_worker=1) as cluster, cluster.get_client() as client:
+        with (
+            LocalPools({"here": 2}, threads_per_worker=1, silence_logs=logging.ERROR) as cluster,
+            cluster.get_client() as client,
+        ):
             arms = {
                 "plain": xr.open_dataset(path, chunks={}, inline_array=True, cache=False),
                 "pinned": load_from_catalog(str(path), data_centre="here"),

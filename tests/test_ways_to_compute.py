@@ -18,6 +18,7 @@ import dask_pools.scheduler
 from dask_pools import MisplacedTaskError, get_pool
 from dask_pools.cluster import LocalPools
 from dask_pools.pins import pinned
+from dask_pools.placement import lower
 from intake_pools import load_from_catalog
 from intake_pools.mosaics import RemoteVariable
 from ways import CHUNKS, FLAT, P2P, WAYS, Case, check, check_values, dataset, values
@@ -126,6 +127,19 @@ def test_switched_off_the_guard_raises(kind, connected):
     with dask.config.set({"pools.propagate": False}), pytest.raises(MisplacedTaskError):
         x.t.sum().compute()
     np.testing.assert_allclose((x.t + 1).sum().compute(), (values("ecmwf") + 1).sum())
+
+
+@pytest.mark.parametrize("part", ["read", "place"])
+@pytest.mark.parametrize("way", [n for n in WAYS if n not in FLAT])
+def test_a_fault_in_placement_costs_the_arrangement_only(
+    way, part, connected, whereabouts, monkeypatch, tmp_path
+):
+    def fail(*args, **kwargs):
+        raise RuntimeError("a fault made for this test")
+
+    case = Case(opened("ecmwf"), opened("eumetsat"), connected, str(tmp_path))
+    monkeypatch.setattr(lower, part, fail)
+    check(case, WAYS[way], whereabouts)
 
 
 def test_restarting_the_workers_keeps_pins(connected, whereabouts, tmp_path):

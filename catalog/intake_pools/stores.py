@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import inspect
 import json
 import os
 import socket
@@ -57,6 +58,8 @@ _MARKS = (
     "LastModified", "last_modified", "updated", "mtime", "size",
 )  # fmt: skip
 
+_BYTES_OF_METADATA = 50_000
+_CAN_LEAVE_OUT_INDEXES = "create_default_indexes" in inspect.signature(xr.open_dataset).parameters
 # Requests for versions that are under way at once; each is short and mostly waits.
 _ASKED_AT_ONCE = 16
 
@@ -142,11 +145,19 @@ class State:
 
 @dataclass(frozen=True)
 class Opened:
-    """A Dataset that this process has open, lazily, and the version that it is of."""
+    """A Dataset that this process has open, lazily, and the version that it is of.
+
+    To read chunks it needs no indexes, which take a third of the time to open it.
+    """
 
     source: Source
     dataset: xr.Dataset
     version: Version
+    indexed: bool = True
+
+    def serves(self, source: Source, version: Version | None, indexed: bool) -> bool:
+        """Whether it is what somebody wants."""
+        return self.source == source and self.version == version and self.indexed >= indexed
 
 
 def stamp_of(path: str) -> str:
@@ -372,9 +383,11 @@ def _guarded_store(source: Source) -> Store:
     return GuardedStore(LocalStore(source.url, read_only=True))
 
 
-def _open(source: Source, version: Version) -> xr.Dataset:
+def _open(source: Source, version: Version, indexed: bool = True) -> xr.Dataset:
     target: Any = source.url
     kwargs = dict(source.xarray_kwargs)
+    if not indexed and _CAN_LEAVE_OUT_INDEXES:
+        kwargs["create_default_indexes"] = False
     if source.engine == "zarr":
         target = _guarded_store(source)
         # xarray would try both ways, and warn.
@@ -423,10 +436,16 @@ class _Slot:
         self.lock = threading.Lock()
         self.opened: Opened | None = None
         self.used = time.monotonic()
+        # Bytes that it keeps in memory, about.
+        self.weight = 0
+        # Whether the file has been closed since it was used last; reading opens it again.
+        self.at_rest = False
 
 
-# As many as xarray keeps file handles (its setting file_cache_maxsize).
-_KEPT = 128
+# What is open, or was and can be read again in less time: so many Datasets at most, and so many bytes.
+# (File handles are limited by xarray's setting file_cache_maxsize.)
+_KEPT = 1024
+_KEPT_BYTES = 100_000_000
 # Seconds after which a file that nobody reads is closed. HDF5 locks what is open, so nobody else could write
 # it; opening it again takes some milliseconds.
 _IDLE = 1.0
@@ -437,13 +456,25 @@ _closer: threading.Thread | None = None
 
 def _slot(source: Source) -> _Slot:
     with _slots_lock:
+        new = source.token not in _slots
         slot = _slots.setdefault(source.token, _Slot())
         slot.used = time.monotonic()
+        woken, slot.at_rest = slot.at_rest, False
         _slots.move_to_end(source.token)
-        while len(_slots) > _KEPT:
-            # Not closed: another thread may be reading. The last reader lets it go.
-            _slots.popitem(last=False)
+        if new:
+            _make_room()
+    if woken:
+        _close_when_idle()
     return slot
+
+
+def _make_room() -> None:
+    """Forget what was used longest ago."""
+    weight = sum(slot.weight for slot in _slots.values())
+    while len(_slots) > _KEPT or (weight > _KEPT_BYTES and len(_slots) > 1):
+        # Not closed: another thread may be reading. The last reader lets it go.
+        _, slot = _slots.popitem(last=False)
+        weight -= slot.weight
 
 
 def _close_when_idle() -> None:
@@ -462,11 +493,15 @@ def _close_idle() -> None:
         time.sleep(_IDLE / 2)
         idle: list[Opened] = []
         with _slots_lock:
-            held = [slot for slot in _slots.values() if slot.opened and slot.opened.source.holds_file]
+            held = [
+                slot
+                for slot in _slots.values()
+                if slot.opened and slot.opened.source.holds_file and not slot.at_rest
+            ]
             for slot in held:
                 if time.monotonic() - slot.used > _IDLE and slot.opened:
                     idle.append(slot.opened)
-                    slot.opened = None
+                    slot.at_rest = True
             remaining = len(held) > len(idle)
             if not remaining:
                 _closer = None
@@ -490,7 +525,7 @@ def _forget_others(source: Source, version: Version) -> None:
             held.dataset.close()
 
 
-def reopened(source: Source, expected: Version | None = None) -> Opened:
+def reopened(source: Source, expected: Version | None = None, indexed: bool = True) -> Opened:
     """Open a source as it is now; what this process has open is taken if the version is the same.
 
     Parameters
@@ -498,16 +533,21 @@ def reopened(source: Source, expected: Version | None = None) -> Opened:
     source : Source
     expected : Version, optional
         One that is good enough, if another thread has opened it meanwhile.
+    indexed : bool, optional
+        Whether its indexes are needed.
     """
     slot = _slot(source)
     with slot.lock:
         held = slot.opened
-        if held is not None and held.source == source and held.version == expected:
+        if held is not None and held.serves(source, expected, indexed):
             return held
         version = version_of(source)
-        if held is None or held.source != source or held.version != version:
+        if held is None or not held.serves(source, version, indexed):
             _forget_others(source, version)
-            held = slot.opened = Opened(source, _open(source, version), version)
+            held = slot.opened = Opened(source, _open(source, version, indexed), version, indexed)
+            slot.weight = _BYTES_OF_METADATA + sum(
+                held.dataset.variables[name].nbytes for name in held.dataset.xindexes
+            )
             if source.holds_file:
                 _close_when_idle()
         return held
@@ -531,9 +571,9 @@ def opened(source: Source, version: Version, changed: Callable[[str], Exception]
     if version.anchor is not None and (now := version.now()) != version.stamp:
         raise changed(now)
     held = _slot(source).opened
-    if held is None or held.source != source or held.version != version:
+    if held is None or not held.serves(source, version, indexed=False):
         try:
-            held = reopened(source, version)
+            held = reopened(source, version, indexed=False)
         except FileNotFoundError:
             raise changed(f"none (no {public_url(source.url)} for {socket.gethostname()})") from None
         if held.version != version:

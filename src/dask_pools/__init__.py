@@ -12,12 +12,18 @@ from dask_pools.errors import (
     MixedPoolsError,
     PoolsError,
     PoolUnavailableError,
+    ResidencyError,
+    TransferBudgetError,
     UnlocatedError,
     UnsupportedSettingError,
     VersionMismatchError,
 )
+from dask_pools.explain import Plan, explain
 from dask_pools.pins import get_pool
 from dask_pools.propagate import connect, pool, propagate_pools
+from dask_pools.task_stream import task_stream
+from dask_pools.traffic import measure_traffic
+from dask_pools.visualize import visualize_pools
 
 __all__ = [
     "DataCentresError",
@@ -25,13 +31,20 @@ __all__ = [
     "EntryError",
     "MisplacedTaskError",
     "MixedPoolsError",
+    "Plan",
     "PoolUnavailableError",
     "PoolsError",
+    "ResidencyError",
+    "TransferBudgetError",
     "UnlocatedError",
     "UnsupportedSettingError",
     "VersionMismatchError",
     "connect",
+    "explain",
     "get_pool",
+    "measure_traffic",
     "pool",
     "propagate_pools",
+    "task_stream",
+    "visualize_pools",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import dask
-from dask.utils import parse_timedelta
+from dask.utils import parse_bytes, parse_timedelta
 
 DEFAULTS: dict[str, Any] = {
     "pools": {
@@ -13,6 +13,8 @@ DEFAULTS: dict[str, Any] = {
         "propagate": True,
         # Path of the data-centres file to use where a catalogue names none.
         "data-centres": None,
+        # Path or URL of the catalogue in which load_from_catalog looks for what is said about a path.
+        "catalog": None,
         # How long to wait for workers of a pool that has none, at opening and at computing.
         "wait-for-workers": "60s",
         # Coordinates and other variables up to this size come with the metadata when an entry is opened.
@@ -21,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
         "prefer": [],
         # Whether replicas in pools that have workers are compared when one of them is opened.
         "compare-replicas": True,
+        # A computation that would move more bytes between pools is refused before any of its tasks runs.
+        "transfer-budget": None,
     }
 }
 
@@ -35,3 +39,26 @@ def propagating() -> bool:
 def wait_for_workers() -> float:
     """Seconds to wait for workers of a pool that has none (``pools.wait-for-workers``)."""
     return float(parse_timedelta(dask.config.get("pools.wait-for-workers")))
+
+
+def in_bytes(size: str | int) -> int:
+    """Bytes in a number or in words such as ``"500 MB"``.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or negative.
+    """
+    try:
+        nbytes = int(parse_bytes(size))
+    except (ValueError, TypeError, AttributeError):
+        nbytes = -1
+    if nbytes < 0:
+        raise ValueError(f"A budget of {size!r} cannot be understood: say it in bytes, or as in '500 MB'.")
+    return nbytes
+
+
+def transfer_budget() -> int | None:
+    """Bytes that one computation may move between pools (``pools.transfer-budget``); None: any."""
+    budget = dask.config.get("pools.transfer-budget")
+    return None if budget is None else in_bytes(budget)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from dask._expr import _AnnotationsTombstone
+from dask._expr import FinalizeCompute, HLGExpr, _AnnotationsTombstone, _HLGExprSequence
 from dask._task_spec import (
     Alias,
     DataNode,
@@ -24,6 +24,7 @@ from dask.array.optimization import _optimize_slices
 from dask.array.optimization import optimize as optimize_array
 from dask.bag.core import lazify
 from dask.bag.core import optimize as optimize_bag
+from dask.base import collections_to_expr
 from dask.blockwise import (
     Blockwise,
     BlockwiseDep,
@@ -36,8 +37,9 @@ from dask.delayed import optimize as optimize_delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.typing import Key
 from distributed import Future, Scheduler
-from distributed.scheduler import TaskState
-from distributed.shuffle._core import P2PBarrierTask
+from distributed.scheduler import TaskGroup, TaskState, WorkerState, _task_slots_available
+from distributed.shuffle._core import P2PBarrierTask, ShuffleRun
+from distributed.sizeof import safe_sizeof
 
 __all__ = [
     "Alias",
@@ -48,10 +50,13 @@ __all__ = [
     "MaterializedLayer",
     "P2PBarrierTask",
     "TaskState",
+    "WorkerState",
     "convert_legacy_graph",
     "fuse_linear_task_spec",
     "fuse_roots",
     "fused_keys",
+    "graphs_to_compute",
+    "is_gathering",
     "is_symbolic",
     "lazify",
     "merge_annotations",
@@ -63,6 +68,7 @@ __all__ = [
     "reading_layer",
     "schedulers_here",
     "store_targets",
+    "watch_shards",
 ]
 
 optimize_slices: Callable[[dict[Key, GraphNode]], dict[Key, GraphNode]] = _optimize_slices
@@ -142,6 +148,54 @@ def schedulers_here() -> list[Scheduler]:
     return list(Scheduler._instances)
 
 
+_shard_watchers: dict[str, Callable[[str, int], None]] = {}
+
+
+def watch_shards(worker: str, sent: Callable[[str, int], None]) -> Callable[[], None]:
+    """Have `sent` called with the receiver's address and the bytes of all shards of P2P that a worker sends.
+
+    Parameters
+    ----------
+    worker : str
+        Address of a worker of this process.
+    sent : callable
+        Called in the worker's event loop when the receiver has confirmed; not for what stays on the worker.
+
+    Returns
+    -------
+    callable
+        Ends the watch.
+
+    Notes
+    -----
+    Assumes that every message with shards goes through ``ShuffleRun._send(address, shards)``, which no
+    subclass overrides, and that a run knows its worker's address as ``local_address``. Dask itself counts
+    shards per shuffle only, not by where they go.
+    """
+    if not hasattr(ShuffleRun._send, "unwatched"):
+        send = ShuffleRun._send
+
+        async def _send(self: Any, address: str, shards: Any) -> Any:
+            answer = await send(self, address, shards)
+            watcher = _shard_watchers.get(self.local_address)
+            if watcher is not None and address != self.local_address:
+                watcher(address, _nbytes_of_shards(shards))
+            return answer
+
+        _send.unwatched = send  # type: ignore[attr-defined]
+        ShuffleRun._send = _send
+    _shard_watchers[worker] = sent
+    return lambda: _shard_watchers.pop(worker, None)  # type: ignore[return-value]
+
+
+def _nbytes_of_shards(shards: Any) -> int:
+    """Bytes of shards: pickled ones, or nested lists of arrays and indices."""
+    if isinstance(shards, (list, tuple)):
+        return sum(map(_nbytes_of_shards, shards))
+    # Indices of chunks weigh next to nothing, and would be counted too heavily one by one.
+    return 0 if isinstance(shards, int) else int(safe_sizeof(shards))
+
+
 def is_future(value: Any) -> bool:
     """Whether a value in a graph stands for a result that the scheduler has.
 
@@ -169,12 +223,76 @@ def resources_of_result(key: Key) -> list[dict[str, float]]:
     return found
 
 
+def sliced_shape(task: GraphNode, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Shape of what a task cuts out of an array of this shape; None if it is no slice, or cannot be told.
+
+    Assumes that such tasks, as of rechunking and overlap, call a function ``getitem`` with the slices last.
+    """
+    if not isinstance(task, Task) or getattr(task.func, "__name__", "") != "getitem" or len(task.args) != 2:
+        return None
+    index = getattr(task.args[1], "value", task.args[1])
+    if not isinstance(index, tuple) or len(index) > len(shape):
+        return None
+    lengths = []
+    for length, part in zip(shape, index, strict=False):
+        if isinstance(part, slice):
+            lengths.append(len(range(*part.indices(length))))
+        elif not isinstance(part, int):
+            return None
+    return (*lengths, *shape[len(index) :])
+
+
+def threads_by_resource() -> dict[str, int]:
+    """Threads of the workers, of all schedulers in this process, that offer each resource.
+
+    Called from the offload thread while the scheduler runs: copies first, and never writes.
+    """
+    threads: dict[str, int] = {}
+    for scheduler in schedulers_here():
+        for worker in list(scheduler.workers.values()):
+            for name in list(worker.resources):
+                threads[name] = threads.get(name, 0) + worker.nthreads
+    return threads
+
+
 def nbytes_of_result(key: Key) -> float | None:
     """Bytes of a result known to a scheduler of this process, or None."""
     for scheduler in schedulers_here():
         if (task := scheduler.tasks.get(key)) is not None and task.nbytes >= 0:
             return float(task.nbytes)
     return None
+
+
+_GATHERING = "finalize-hlgfinalize"
+
+
+def is_gathering(name: str) -> bool:
+    """Whether a key or layer puts the parts of a result together for ``.compute()``.
+
+    Assumes that its name begins with ``finalize-hlgfinalize``.
+    """
+    return name.startswith(_GATHERING)
+
+
+def graphs_to_compute(collections: Iterable[Any]) -> list[tuple[Any, HighLevelGraph, list[Any]]] | None:
+    """Graphs that ``dask.compute(*collections)`` would send, without computing anything.
+
+    Returns
+    -------
+    list of (optimiser, graph, keys) or None
+        One for each group of collections that Dask optimises together; None if one of the collections is an
+        expression, such as a frame.
+
+    Notes
+    -----
+    Assumes that `dask.compute` sends ``FinalizeCompute(collections_to_expr(...)).optimize()``, which does not
+    yet call the optimisers, and that this is one `HLGExpr` or a sequence of them.
+    """
+    expression = FinalizeCompute(collections_to_expr(tuple(collections))).optimize()
+    parts = list(expression.operands) if isinstance(expression, _HLGExprSequence) else [expression]
+    if not all(isinstance(part, HLGExpr) for part in parts):
+        return None
+    return [(part.low_level_optimizer, part.hlg, part.__dask_keys__()) for part in parts]
 
 
 def kinds_of_outputs(
@@ -206,10 +324,47 @@ def kinds_of_outputs(
             kind = "array_optimize"
         elif isinstance(key, tuple):
             kind = own if own != "delayed_optimize" else "bag_optimize"
-        elif str(key).startswith("finalize-hlgfinalize"):
+        elif is_gathering(str(key)):
             module = getattr(getattr(layer.get(key), "func", None), "__module__", None) or ""
             kind = "bag_optimize" if module.startswith("dask.bag") else "array_optimize"
         else:
             kind = "delayed_optimize"
         kinds.setdefault(kind, []).append(key)
     return kinds
+
+
+def may_be_queued(task: TaskState) -> bool:
+    """Whether Dask would put a task into its queue if it were a root without restrictions.
+
+    Assumes that Dask does not queue actors, nor the outputs of a P2P rechunk or shuffle, which read a
+    `P2PBarrierTask` only and are not marked before that has run.
+    """
+    return not (
+        task.actor
+        or not task._queueable
+        or task.worker_restrictions
+        or task.host_restrictions
+        or any(isinstance(source.run_spec, P2PBarrierTask) for source in task.dependencies)
+    )
+
+
+def is_group_of_roots(scheduler: Scheduler, group: TaskGroup, threads: int) -> bool:
+    """Whether Dask would take the tasks of a group for roots if there were so many threads.
+
+    Assumes that `distributed.Scheduler.is_rootish` looks at the same numbers.
+    """
+    return (
+        len(group) > 2 * threads
+        and len(group.dependencies) < scheduler.rootish_tg_threshold
+        and sum(map(len, group.dependencies)) < scheduler.rootish_tg_dependencies_threshold
+    )
+
+
+def free_slots(scheduler: Scheduler, worker: WorkerState) -> int:
+    """Tasks that Dask's queue would send to a worker now; 0 if it is not running.
+
+    Assumes that Dask counts as `distributed.scheduler._task_slots_available` does.
+    """
+    if worker not in scheduler.running:
+        return 0
+    return max(0, int(_task_slots_available(worker, scheduler.WORKER_SATURATION)))

@@ -7,6 +7,12 @@ worker or the scheduler to the user unchanged; the message is put together from 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dask.utils import format_bytes
+
+if TYPE_CHECKING:
+    from dask_pools.placement.plan import Plan
 
 __all__ = [
     "DataCentresError",
@@ -16,6 +22,8 @@ __all__ = [
     "MixedPoolsError",
     "PoolUnavailableError",
     "PoolsError",
+    "ResidencyError",
+    "TransferBudgetError",
     "UnlocatedError",
     "UnsupportedSettingError",
     "VersionMismatchError",
@@ -31,12 +39,12 @@ class PoolsError(Exception):
 
 
 class MisplacedTaskError(PoolsError):
-    """A chunk was about to be read on a worker that is not of the pool that holds it.
+    """A chunk was about to be read or written on a worker that is not of the pool that holds it.
 
     Attributes
     ----------
     entry, chunk, worker, pool : str
-        What was read, which part of it, where, and where it should have been read.
+        What it is of, which part, where it was about to be accessed, and where it should have been.
     """
 
     def __init__(self, entry: str, chunk: str, worker: str, pool: str) -> None:
@@ -45,8 +53,8 @@ class MisplacedTaskError(PoolsError):
 
     def __str__(self) -> str:
         return (
-            f"{self.chunk} of {self.entry} lives in pool {self.pool!r}, but was about to be read on worker "
-            f"{self.worker}, which is not of that pool. The pin was lost on the way: call "
+            f"{self.chunk} of {self.entry} lives in pool {self.pool!r}, but was about to be accessed on "
+            f"worker {self.worker}, which is not of that pool. The pin was lost on the way: call "
             "dask_pools.propagate_pools() before computing, and leave `pools.propagate` on."
         )
 
@@ -109,6 +117,59 @@ class MixedPoolsError(PoolsError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.what} lies in several pools: {_names(self.pools)}."
+
+
+class ResidencyError(PoolsError):
+    """What a dataset holds must not leave its data centre, but an operation needs it in another.
+
+    Attributes
+    ----------
+    variable, pool, operation, needed_in : str
+        What must stay, where; what reads it, and where that has to run.
+    """
+
+    def __init__(self, variable: str, pool: str, operation: str, needed_in: str) -> None:
+        super().__init__(variable, pool, operation, needed_in)
+        self.variable, self.pool = variable, pool
+        self.operation, self.needed_in = operation, needed_in
+
+    def __str__(self) -> str:
+        return (
+            f"{self.variable!r} must stay in pool {self.pool!r}, but {self.operation!r} reads it in pool "
+            f"{self.needed_in!r}. Reduce it in its own pool first (a mean, a selection), let what it is "
+            f"combined with come to {self.pool!r}, or take away the pin that ties {self.operation!r} to "
+            f"{self.needed_in!r}."
+        )
+
+
+class TransferBudgetError(PoolsError):
+    """A computation would move more bytes between pools than it may; none of its tasks has run.
+
+    Attributes
+    ----------
+    crossed, budget : int
+        Bytes.
+    largest : tuple of str
+        What would cross, the largest first.
+    """
+
+    def __init__(self, crossed: int, budget: int, largest: Iterable[str]) -> None:
+        largest = tuple(largest)
+        super().__init__(crossed, budget, largest)
+        self.crossed, self.budget, self.largest = crossed, budget, largest
+
+    @classmethod
+    def of(cls, plan: Plan) -> TransferBudgetError:
+        """Error for a plan that is over its budget."""
+        return cls(plan.crossed, plan.budget or 0, map(str, plan.crossings[:3]))
+
+    def __str__(self) -> str:
+        what = "; ".join(self.largest)
+        return (
+            f"This would move {format_bytes(self.crossed)} between pools, and the budget is "
+            f"{format_bytes(self.budget)}. The most: {what}. dask_pools.explain(...) tells all of it. To "
+            "compute it all the same: with dask.config.set({'pools.transfer-budget': None})."
+        )
 
 
 class UnsupportedSettingError(PoolsError):

@@ -23,7 +23,7 @@ def on_worker_of(pool: str, entry: str, chunk: str) -> bool:
     pool : str
         The pool that holds the data.
     entry, chunk : str
-        What is about to be read, for the message.
+        What is about to be read or written, for the message.
 
     Returns
     -------

@@ -32,7 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.]+")
 # The token (32 hexadecimal digits, as dask.base.tokenize makes it) tells where the pool's name ends. The
 # word before "@" keeps dask.utils.key_split from carrying half a pool's name into the names of fused tasks.
-_MARKED = re.compile(r"\b(read|stay)-[A-Za-z0-9_.]*@([A-Za-z0-9._-]+?)-[0-9a-f]{32}")
+_MARKED = re.compile(r"\b(read|stay)-([A-Za-z0-9_.]*)@([A-Za-z0-9._-]+?)-[0-9a-f]{32}")
 
 _current: ContextVar[str | None] = ContextVar("dask_pools_current_pool", default=None)
 
@@ -75,6 +75,13 @@ def source_name(label: str, pool: str, token: str, stays: bool = False) -> str:
 def pool_of_name(name: str) -> str | None:
     """Pool in the name of a layer, or None."""
     # Most names have no "@"; looking for it first is several times faster than the expression.
+    if "@" in name and (found := _MARKED.search(name)):
+        return found[3]
+    return None
+
+
+def label_of_name(name: str) -> str | None:
+    """Label in the name of a layer: what its tasks read; None if the name is not one of ours."""
     if "@" in name and (found := _MARKED.search(name)):
         return found[2]
     return None

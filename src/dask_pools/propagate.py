@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -24,9 +24,15 @@ from distributed import Client, default_client
 
 import dask_pools
 from dask_pools import dask_internals, frames, pins, scheduler, targets
-from dask_pools.config import propagating
-from dask_pools.errors import UnsupportedSettingError, VersionMismatchError
+from dask_pools.config import propagating, transfer_budget
+from dask_pools.errors import (
+    PoolsError,
+    TransferBudgetError,
+    UnsupportedSettingError,
+    VersionMismatchError,
+)
 from dask_pools.placement import lower
+from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, crossed_bytes, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +50,8 @@ class PlacingOptimizer(int):
         Whether pins were in force where it was sent from; None where it has not been sent.
     rules : dask_pools.targets.Rules, optional
         Those of where it was sent from, which say where what is stored belongs.
+    budget : int, optional
+        Bytes that may cross between pools, by the settings of where it was sent from.
 
     Notes
     -----
@@ -60,11 +68,16 @@ class PlacingOptimizer(int):
         return super().__new__(cls, 0)
 
     def __init__(
-        self, setting: str, propagate: bool | None = None, rules: targets.Rules | None = None
+        self,
+        setting: str,
+        propagate: bool | None = None,
+        rules: targets.Rules | None = None,
+        budget: int | None = None,
     ) -> None:
         self.setting = setting
         self.propagate = propagate
         self.rules = rules
+        self.budget = budget
 
     def __bool__(self) -> bool:
         return True
@@ -78,9 +91,10 @@ class PlacingOptimizer(int):
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled when a graph is sent: what the client has configured travels with it.
         if self.propagate is not None:
-            return PlacingOptimizer, (self.setting, self.propagate, self.rules)
-        on = propagating()
-        return PlacingOptimizer, (self.setting, on, targets.rules_to_send() if on else None)
+            return PlacingOptimizer, (self.setting, self.propagate, self.rules, self.budget)
+        if not propagating():
+            return PlacingOptimizer, (self.setting, False)
+        return PlacingOptimizer, (self.setting, True, targets.rules_to_send(), transfer_budget())
 
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         """Optimise the graph `dsk` for the results `keys`.
@@ -91,27 +105,62 @@ class PlacingOptimizer(int):
             If Dask has fused loading tasks of several pools into one.
         UnlocatedError
             If it stores to a path that no rule locates.
+        ResidencyError
+            If something that must stay in its pool is wanted in another.
+        TransferBudgetError
+            If more bytes would cross between pools than the budget allows.
         """
         kinds = dask_internals.kinds_of_outputs(dsk, flatten([keys]), self.setting)
         sent = self.propagate is not None
         on = self.propagate if sent else propagating()
-        layers = lower.read(dsk, self._locate() if on else None)
-        if layers is None:
-            parts = [_KINDS[kind].optimize(dsk, wanted, **kwargs) for kind, wanted in kinds.items()]
-            return parts[0] if len(parts) == 1 else HighLevelGraph.merge(*parts)
-        # Arrays are optimised most: what is left as it is in other graphs stays right when it is fused.
-        kind = _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
-        if not on:
-            return lower.release(layers, keys, kind)
-        if sent:
-            for running in dask_internals.schedulers_here():
-                scheduler.install_from_thread(running)
         try:
-            return lower.place(layers, keys, kind, name_pins=not sent)
+            layers = lower.read(dsk, self._locate() if on else None)
+            if layers is not None:
+                # Arrays are optimised most: what other kinds leave as it is stays right when fused.
+                kind = _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
+                if not on:
+                    return lower.release(layers, keys, kind)
+                if sent:
+                    for running in dask_internals.schedulers_here():
+                        scheduler.install_from_thread(running)
+                if self.budget is not None and sent:
+                    self._check_budget(dsk, layers, keys, kind)
+                return lower.place(layers, keys, kind, name_pins=not sent, costs=self._costs())
+        except PoolsError:
+            raise
         except Exception:
             # A bug of ours must not cost a user the result; the scheduler plugin pins what the layers miss.
             logger.warning("Could not place a graph; it runs pinned, but less well arranged.", exc_info=True)
             return dsk.cull(set(flatten([keys]))) if isinstance(dsk, HighLevelGraph) else dsk
+        parts = [_KINDS[kind].optimize(dsk, wanted, **kwargs) for kind, wanted in kinds.items()]
+        return parts[0] if len(parts) == 1 else HighLevelGraph.merge(*parts)
+
+    def plan(self, dsk: Any, keys: Any, workers: Mapping[str, int], budget: int | None) -> Plan:
+        """Tell what the graph `dsk`, sent for the results `keys`, will move; `workers` by pool."""
+        kinds = dask_internals.kinds_of_outputs(dsk, flatten([keys]), self.setting)
+        layers = lower.read(dsk, self._locate()) if self.propagate else None
+        kind = _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
+        if layers is None:
+            loose = len(HighLevelGraph.merge(dsk).cull(set(flatten([keys]))).to_dict())
+            return Plan((PoolShare(ANYWHERE, tasks=loose),), budget=budget)
+        return summarise(lower.plan(layers, keys, kind, self._costs()), layers, dsk.layers, workers, budget)
+
+    def _check_budget(self, dsk: HighLevelGraph, layers: lower.Layers, keys: Any, kind: lower.Kind) -> None:
+        """Refuse a graph that would move more than the budget allows."""
+        placed = lower.plan(layers, keys, kind, self._costs())
+        if self.budget is not None and crossed_bytes(placed) > self.budget:
+            raise TransferBudgetError.of(summarise(placed, layers, dsk.layers, budget=self.budget))
+
+    def _costs(self) -> dict[str, dict[str, float]]:
+        """Tell what a byte costs from one pool to another, by the data-centres files of whoever computes."""
+        known = self.rules if self.propagate is not None else targets.rules_to_send()
+        together: dict[str, dict[str, float]] = {}
+        # Those of entries come first in the rules and count before the default ones.
+        for several in reversed(known or ()):
+            for one in several:
+                for source, prices in one.costs.items():
+                    together.setdefault(source, {}).update(prices)
+        return together
 
     def _locate(self) -> lower.Locate | None:
         """Tell where stores belong; without a cluster there is one disk, and nothing to tell."""
@@ -163,7 +212,8 @@ def pool(name: str | None) -> Iterator[None]:
     Parameters
     ----------
     name : str or None
-        Of blocks inside each other the inner one counts; None takes the pin of the outer one away.
+        Of blocks inside each other the inner one counts; None takes the pin of the outer one away, so that
+        what is built inside is free to run wherever the fewest bytes cross.
 
     Raises
     ------

@@ -1,9 +1,10 @@
 """The scheduler plugin: everything that has to live on the scheduler.
 
 It pins what arrives without a pin although its key or its inputs have one (the backstop), keeps P2P rechunks
-inside the pool of their consumers, fails tasks whose pool has no workers instead of letting them wait for
-ever, passes requests for workers on to whoever can start some, and looks at the version of workers that join.
-It knows pools by the resources that workers offer; it knows neither data centres nor launchers.
+inside the pool of their consumers, holds pinned roots back while their pool is busy (`queueing`), fails tasks
+whose pool has no workers instead of letting them wait for ever, passes requests for workers on to whoever can
+start some, and looks at the version of workers that join. It knows pools by the resources that workers offer;
+it knows neither data centres nor launchers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from distributed import Scheduler
 from distributed.core import error_message
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps, loads
-from distributed.protocol.serialize import Serialized, deserialize
+from distributed.protocol.serialize import Serialize, Serialized, deserialize
 from tornado.ioloop import PeriodicCallback
 
 import dask_pools
@@ -31,6 +32,8 @@ from dask_pools import pins
 from dask_pools.config import propagating, wait_for_workers
 from dask_pools.dask_internals import P2PBarrierTask, TaskState
 from dask_pools.errors import MixedPoolsError, PoolUnavailableError, VersionMismatchError
+from dask_pools.queueing import RootQueue, is_held
+from dask_pools.traffic import open_account
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +87,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     def attach(self, scheduler: Scheduler) -> None:
         """Begin to watch `scheduler`."""
         self.scheduler = scheduler
+        self._queue = RootQueue(scheduler, self._workers_of)
         scheduler.handlers.update(
             pools_status=self.status, pools_request=self.request, pools_supply=self.supply
         )
@@ -152,7 +156,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         if not propagating():
             return
         free: dict[Key, TaskState] = {}
-        pinned = False
+        pinned: list[TaskState] = []
         barriers: list[TaskState] = []
         for key in tasks:
             task = scheduler.tasks.get(key)
@@ -167,9 +171,9 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             if named := pins.pools_of_task(key, task.run_spec):
                 if named != {required}:
                     self._pin(task, named)
-                pinned = True
+                pinned.append(task)
             elif required:
-                pinned = True
+                pinned.append(task)
             else:
                 free[key] = task
             if isinstance(task.run_spec, P2PBarrierTask):
@@ -179,6 +183,11 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         for barrier in barriers:
             self._barriers.add(barrier.key)
             self._keep_in_pool(barrier)
+        self._queue.hold((*pinned, *free.values()))
+
+    def transition(self, key: Key, start: str, finish: str, *_: Any, **__: Any) -> None:
+        """Follow what happens to tasks."""
+        self._queue.transition(key, start, finish)
 
     def _near_pins(self, free: Mapping[Key, TaskState]) -> bool:
         """Whether any of these tasks reads a pinned result of an earlier graph."""
@@ -268,6 +277,8 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             if worker not in self.scheduler.workers:
                 return
             await asyncio.sleep(1)
+        if version == dask_pools.__version__:
+            await self._open_account(worker)
         state = self.scheduler.workers.get(worker)
         if state is None:
             return
@@ -287,6 +298,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self.scheduler.transitions(
             self.scheduler.bulk_schedule_unrunnable_after_adding_worker(state), f"pools-admit-{monotonic()}"
         )
+        self._queue.fill()
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Note that a worker left."""
@@ -305,7 +317,17 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         result = answer["result"]
         if isinstance(result, Serialized):  # a scheduler does not unpack what passes through it
             result = deserialize(result.header, result.frames)
+        elif isinstance(result, Serialize):  # from a worker in the same process
+            result = result.data
         return str(loads(result) if isinstance(result, bytes) else result)
+
+    async def _open_account(self, worker: str) -> None:
+        """Have a worker count what it sends, P2P included, from before its first pinned task."""
+        try:
+            await asyncio.wait_for(self.scheduler.rpc(worker).run(function=dumps(open_account)), timeout=30)
+        except (TimeoutError, OSError):
+            # It left, or is very busy: then it begins when somebody asks for the traffic.
+            logger.info("Worker %s did not open an account of its traffic.", worker)
 
     # Pools without workers.
 
@@ -320,7 +342,11 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         for missing in self._missing.values():
             missing.tasks.clear()
         stuck: dict[Key, tuple[str, ...]] = {}
+        self._queue.keep_waiting()
+        manned = {pool for pool in self.seen if self._workers_of(pool)}
         for task in self.scheduler.unrunnable:
+            if is_held(task) and pins.pool_of_resources(task.resource_restrictions) in manned:
+                continue
             pools = _pools_offered(task.resource_restrictions)
             lacking = [pool for pool in pools if not self._workers_of(pool)]
             for pool in lacking:

@@ -1,20 +1,26 @@
-"""What did cross: bytes of task results that workers sent to other pools and to the client.
+"""What did cross: bytes that workers sent to other pools and to the client.
 
-The numbers come from the workers' own logs of what they sent. A worker that has left took its log with it,
-and the shards of P2P rechunks and shuffles travel beside these logs: neither is counted.
+Each worker keeps an **account**: how many bytes of task results it sent to whom and received from whom, by
+its own transfer logs, and what the shards of P2P rechunks and shuffles weighed, which travel beside these.
+A worker that closes hands its account to the scheduler; of one that dies, the others know what they received.
+
+Knows pools by the resources that workers offer; knows nothing of graphs.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import asyncio
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from dask.utils import format_bytes
-from distributed import Client, Worker
+from distributed import Client, Worker, WorkerPlugin
 
+from dask_pools import dask_internals
 from dask_pools.pins import RESOURCE_PREFIX
 
 __all__ = ["CLIENT", "Flow", "Measurement", "Traffic", "measure_traffic", "traffic"]
@@ -24,6 +30,12 @@ CLIENT = "(client)"
 
 NO_POOL = "(no pool)"
 """Stands for workers that belong to no pool."""
+
+TOPIC = "dask-pools-traffic"
+"""Topic of the events in which workers hand over their accounts; also the name of the plugin on workers."""
+
+_SETTLE_SECONDS = 0.5
+"""A worker logs a transfer when the receiver has confirmed it, which the receiver does not wait for."""
 
 
 @dataclass(frozen=True, order=True)
@@ -49,7 +61,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of task results that left their pool.
+    """Bytes of task results, and of shards of P2P rechunks and shuffles, that left their pool.
 
     Attributes
     ----------
@@ -57,10 +69,11 @@ class Traffic:
         One for each pair of pools between which something was sent, sorted. What stayed inside a pool is not
         in it.
     pools : tuple of str
-        Every pool that has workers, also those that sent nothing.
+        Every pool that has or had workers, also those that sent nothing.
     incomplete : tuple of str
-        Workers that sent more than their logs remember (``distributed.admin.low-level-log-length``), or that
-        left in the meantime. Some of what they sent is missing here.
+        Workers that died without handing over their account, or whose logs had overflowed
+        (``distributed.admin.low-level-log-length``) before anybody asked for one. Some of what they sent is
+        missing here: what a dead worker sent to the client, and to workers that are dead too.
     """
 
     flows: tuple[Flow, ...] = ()
@@ -74,6 +87,11 @@ class Traffic:
         for flow in self.flows:
             sent[flow.source] += flow.bytes
         return dict(sent)
+
+    @property
+    def pairs(self) -> dict[tuple[str, str], int]:
+        """Bytes for each pair of pools, from and to; without the client."""
+        return {(flow.source, flow.target): flow.bytes for flow in self.flows if flow.target != CLIENT}
 
     @property
     def crossed(self) -> int:
@@ -102,7 +120,7 @@ class Traffic:
     def _warning(self) -> list[str]:
         if not self.incomplete:
             return []
-        return [f"Not all is counted: the logs of {', '.join(self.incomplete)} have gaps."]
+        return [f"Not all is counted: what {', '.join(self.incomplete)} sent is known in part."]
 
 
 class Measurement:
@@ -128,24 +146,57 @@ class Measurement:
         return "still measuring" if self._traffic is None else str(self._traffic)
 
 
-@dataclass(frozen=True)
-class _Mark:
-    """Where the log of one worker stood at some moment."""
-
-    last: tuple[float, float] | None
-    """Start and stop of the newest entry."""
-    sent: int
-    """Transfers that the worker had ever begun."""
+Counts = dict[str, tuple[int, int]]
+"""Address of a worker, or `CLIENT`, to bytes and messages."""
 
 
 @dataclass(frozen=True)
-class _Sent:
-    """What one worker sent since a mark."""
+class Account:
+    """What one worker sent and received since it started.
 
+    Attributes
+    ----------
+    worker : str
+        Its address.
+    identity : str
+        Tells it from another worker that had the same address earlier.
+    pools : tuple of str
+    sent, received, shards : dict
+        By the other side's address: results sent, results received, and P2P shards sent, each as bytes and
+        messages.
+    complete : bool
+        Whether no transfer was forgotten before the account was opened.
+    """
+
+    worker: str
+    identity: str
     pools: tuple[str, ...]
-    to: dict[str | None, tuple[int, int]]
-    """Address of the receiver (None: not a worker) to bytes and transfers."""
+    sent: Counts
+    received: Counts
+    shards: Counts
     complete: bool
+
+    def since(self, earlier: Account | None) -> Account:
+        """Take off what an earlier state of this account has."""
+        if earlier is None:
+            return self
+        return Account(
+            self.worker,
+            self.identity,
+            self.pools,
+            _less(self.sent, earlier.sent),
+            _less(self.received, earlier.received),
+            _less(self.shards, earlier.shards),
+            # What was forgotten before the account was opened is of no concern here.
+            complete=True,
+        )
+
+
+def _less(counts: Counts, earlier: Counts) -> Counts:
+    return {
+        who: (size - earlier.get(who, (0, 0))[0], messages - earlier.get(who, (0, 0))[1])
+        for who, (size, messages) in counts.items()
+    }
 
 
 def traffic(client: Client | None = None) -> Traffic:
@@ -156,7 +207,7 @@ def traffic(client: Client | None = None) -> Traffic:
     client : distributed.Client, optional
         By default the one in use.
     """
-    return _traffic(_synchronous(client), {})
+    return balance(_accounts(_synchronous(client)))
 
 
 @contextmanager
@@ -181,12 +232,12 @@ def measure_traffic(client: Client | None = None) -> Iterator[Measurement]:
     """
     client = _synchronous(client)
     measurement = Measurement()
-    marks = client.run(_mark)
+    before = _accounts(client)
     try:
         yield measurement
     finally:
         if client.status == "running":
-            measurement._traffic = _traffic(client, marks)
+            measurement._traffic = balance(_accounts(client), before)
 
 
 def _synchronous(client: Client | None) -> Client:
@@ -198,61 +249,200 @@ def _synchronous(client: Client | None) -> Client:
     return client
 
 
-def _traffic(client: Client, marks: Mapping[str, _Mark]) -> Traffic:
-    sent: dict[str, _Sent] = client.run(_sent_since, marks)
-    pools = {address: worker.pools for address, worker in sent.items()}
+@dataclass(frozen=True)
+class Accounts:
+    """All accounts of a cluster at one moment.
+
+    Attributes
+    ----------
+    by_identity : dict of str to Account
+        Of workers that are there, and of those that closed.
+    dead : dict of str to tuple of str and tuple of str
+        Address and pools, by identity, of workers that are gone without having handed over an account.
+    """
+
+    by_identity: Mapping[str, Account]
+    dead: Mapping[str, tuple[str, tuple[str, ...]]]
+
+
+def balance(now: Accounts, before: Accounts | None = None) -> Traffic:
+    """Tell what left its pool between two moments.
+
+    Parameters
+    ----------
+    now : Accounts
+    before : Accounts, optional
+        By default the beginning.
+    """
+    earlier = {} if before is None else before.by_identity
+    accounts = [account.since(earlier.get(identity)) for identity, account in now.by_identity.items()]
+    # One that died meanwhile may have opened its account before anybody listened for events.
+    died = {
+        identity: (a.worker, a.pools) for identity, a in earlier.items() if identity not in now.by_identity
+    }
+    died |= {
+        identity: who for identity, who in now.dead.items() if before is None or identity not in before.dead
+    }
+    pools = dict(died.values()) | {account.worker: account.pools for account in accounts}
+    moved: dict[tuple[str, str], tuple[int, int]] = {}
+    for account in accounts:
+        for other, counts in account.sent.items():
+            moved[account.worker, other] = _larger(moved.get((account.worker, other)), counts)
+        for other, counts in account.received.items():
+            # Both sides count the same; of a sender that died only the receiver's count is left.
+            moved[other, account.worker] = _larger(moved.get((other, account.worker)), counts)
+    sent = list(moved.items())
+    sent += [((account.worker, other), n) for account in accounts for other, n in account.shards.items()]
     totals: dict[tuple[str, str], list[int]] = {}
-    for worker in sent.values():
-        for receiver, (size, transfers) in worker.to.items():
-            # A worker that has left since is not in `pools`; what it took counts as crossed.
-            target = pools.get(receiver, ()) if receiver is not None else None
-            if target is not None and (target == worker.pools or set(target) & set(worker.pools)):
+    for (sender, receiver), (size, messages) in sent:
+        source = pools.get(sender, ())
+        if receiver != CLIENT:
+            target = pools.get(receiver, ())
+            if target == source or set(target) & set(source):
                 continue
+        if messages:
             total = totals.setdefault(
-                (_label(worker.pools), CLIENT if target is None else _label(target)), [0, 0]
+                (_label(source), CLIENT if receiver == CLIENT else _label(target)), [0, 0]
             )
             total[0] += size
-            total[1] += transfers
-    gone = marks.keys() - sent.keys()
+            total[1] += messages
     return Traffic(
         flows=tuple(sorted(Flow(*pair, *total) for pair, total in totals.items())),
-        pools=tuple(sorted({_label(worker.pools) for worker in sent.values()})),
-        incomplete=tuple(sorted(gone | {address for address, worker in sent.items() if not worker.complete})),
+        pools=tuple(sorted(map(_label, set(pools.values())))),
+        incomplete=tuple(
+            sorted({worker for worker, _ in died.values()} | {a.worker for a in accounts if not a.complete})
+        ),
     )
+
+
+def _larger(known: tuple[int, int] | None, counts: tuple[int, int]) -> tuple[int, int]:
+    return counts if known is None else max(known, counts)
 
 
 def _label(pools: tuple[str, ...]) -> str:
     return "+".join(pools) or NO_POOL
 
 
-def _moment(entry: Mapping[str, Any]) -> tuple[float, float]:
-    return entry["start"], entry["stop"]
+def _accounts(client: Client) -> Accounts:
+    """Ask all workers, and the scheduler for what those left that are gone."""
+    # One that leaves at this moment answers with an error; the events tell what became of it.
+    answers = client.run(account_of, on_error="return")
+    found = {answer.identity: answer for answer in answers.values() if isinstance(answer, Account)}
+    opened: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for _, event in client.get_events(TOPIC):
+        event = dict(event)
+        if event.pop("closed"):
+            account = _from_event(event)
+            found.setdefault(account.identity, account)
+        else:
+            opened[event["identity"]] = (event["worker"], tuple(event["pools"]))
+    return Accounts(found, {identity: who for identity, who in opened.items() if identity not in found})
 
 
-def _mark(dask_worker: Worker) -> _Mark:
-    log = dask_worker.transfer_outgoing_log
-    return _Mark(_moment(log[-1]) if log else None, dask_worker.transfer_outgoing_count_total)
+def _from_event(event: Mapping[str, Any]) -> Account:
+    # On the wire tuples become lists.
+    counts = {
+        what: {who: (size, messages) for who, (size, messages) in event[what].items()}
+        for what in ("sent", "received", "shards")
+    }
+    return Account(**{**event, **counts, "pools": tuple(event["pools"])})
 
 
-def _sent_since(marks: Mapping[str, _Mark], dask_worker: Worker) -> _Sent:
-    mark = marks.get(dask_worker.address, _Mark(None, 0))
-    to: dict[str | None, tuple[int, int]] = {}
-    found, logged = mark.last is None, 0
-    for entry in reversed(dask_worker.transfer_outgoing_log):
-        if _moment(entry) == mark.last:
-            found = True
-            break
-        size, transfers = to.get(entry["who"], (0, 0))
-        to[entry["who"]] = size + entry["total"], transfers + 1
-        logged += 1
-    # The log is bounded: once it is full, an entry that is gone was pushed out by newer ones.
-    full = len(dask_worker.transfer_outgoing_log) == dask_worker.transfer_outgoing_log.maxlen
-    overflowed = full and (not found or dask_worker.transfer_outgoing_count_total - mark.sent > logged)
-    pools = tuple(
+# On workers.
+
+
+class _CountedLog(deque[dict[str, Any]]):
+    """A transfer log that counts what is logged, also when it pushes older entries out."""
+
+    def __init__(self, entries: Iterable[dict[str, Any]], maxlen: int | None, counts: Counts) -> None:
+        super().__init__(maxlen=maxlen)
+        self.counts = counts
+        for entry in entries:
+            self.append(entry)
+
+    def append(self, entry: dict[str, Any]) -> None:
+        super().append(entry)
+        _add(self.counts, entry["who"] or CLIENT, entry["total"])
+
+
+def _add(counts: Counts, who: str, size: int) -> None:
+    total, messages = counts.get(who, (0, 0))
+    counts[who] = total + size, messages + 1
+
+
+class Bookkeeper(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
+    """Keeps the account of one worker, and hands it over when the worker closes."""
+
+    name = TOPIC
+
+    def setup(self, worker: Worker) -> None:
+        """Open the account; it begins with what the logs remember."""
+        self.identity = uuid.uuid4().hex
+        self.sent: Counts = {}
+        self.received: Counts = {}
+        self.shards: Counts = {}
+        log = worker.transfer_outgoing_log
+        self.complete = not (
+            len(log) == log.maxlen
+            and worker.transfer_outgoing_count_total - worker.transfer_outgoing_count > len(log)
+        )
+        worker.transfer_outgoing_log = _CountedLog(log, log.maxlen, self.sent)
+        log = worker.transfer_incoming_log
+        worker.transfer_incoming_log = _CountedLog(log, log.maxlen, self.received)
+        self.stop_watching = dask_internals.watch_shards(worker.address, self._shards_sent)
+        worker.log_event(
+            TOPIC,
+            {
+                "closed": False,
+                "worker": worker.address,
+                "identity": self.identity,
+                "pools": list(_pools_of(worker)),
+            },
+        )
+
+    def teardown(self, worker: Worker) -> None:
+        """Hand the account over to the scheduler."""
+        self.stop_watching()
+        worker.log_event(TOPIC, {"closed": True, **vars(self.account(worker))})
+
+    def _shards_sent(self, receiver: str, size: int) -> None:
+        _add(self.shards, receiver, size)
+
+    def account(self, worker: Worker) -> Account:
+        """State of the account at this moment."""
+        return Account(
+            worker.address,
+            self.identity,
+            _pools_of(worker),
+            dict(self.sent),
+            dict(self.received),
+            dict(self.shards),
+            self.complete,
+        )
+
+
+def _pools_of(worker: Worker) -> tuple[str, ...]:
+    return tuple(
         sorted(
             name.removeprefix(RESOURCE_PREFIX)
-            for name in dask_worker.state.total_resources
+            for name in worker.state.total_resources
             if name.startswith(RESOURCE_PREFIX)
         )
     )
-    return _Sent(pools, to, complete=not overflowed)
+
+
+async def open_account(dask_worker: Worker) -> None:
+    """Have a worker count from now on what it sends, if it does not yet; for ``client.run(open_account)``."""
+    if TOPIC not in dask_worker.plugins:
+        await dask_worker.plugin_add(plugin=Bookkeeper(), name=TOPIC, catch_errors=False)
+
+
+async def account_of(dask_worker: Worker) -> Account:
+    """Account of a worker, opened now if it has none; for ``client.run(account_of)``."""
+    await open_account(dask_worker)
+    loop = asyncio.get_running_loop()
+    patience = loop.time() + _SETTLE_SECONDS
+    while dask_worker.transfer_outgoing_count and loop.time() < patience:
+        await asyncio.sleep(0.005)
+    keeper: Bookkeeper = dask_worker.plugins[TOPIC]
+    return keeper.account(dask_worker)

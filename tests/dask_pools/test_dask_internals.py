@@ -6,7 +6,9 @@ Where one fails after an upgrade, its name says what has changed.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import pickle
+from types import SimpleNamespace
 from typing import ClassVar
 
 import dask
@@ -20,7 +22,10 @@ from dask.array.optimization import optimize as optimize_array
 from dask.base import collections_to_expr, flatten
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from distributed import Future, Scheduler
+from distributed import Future, Scheduler, SchedulerPlugin
+from distributed.shuffle._core import ShuffleRun
+from distributed.shuffle._rechunk import ArrayRechunkRun
+from distributed.shuffle._shuffle import DataFrameShuffleRun
 
 from dask_pools import dask_internals as internals
 
@@ -105,6 +110,18 @@ def test_fused_tasks_hold_the_keys_of_their_parts():
     ):
         fused = [internals.fused_keys(task) for task in optimized.values()]
         assert any("first" in str(key) for keys in fused for key in keys)
+
+
+def test_slices_of_chunks_tell_their_shapes():
+    x = lazy()  # two chunks of four
+    for y, expected in ((x.rechunk(3, method="tasks"), {3, 1, 2}), (da.overlap.overlap(x, 1, "none"), {1})):
+        found = set()
+        for task in convert_legacy_graph(y.dask.to_dict()).values():
+            shape = internals.sliced_shape(task, (4,))
+            if shape is not None:
+                found.add(*shape)
+        assert found == expected
+    assert internals.sliced_shape(Task("a", sum, TaskRef("b")), (4,)) is None
 
 
 def test_a_task_renamed_runs_the_same():
@@ -205,6 +222,47 @@ def test_a_task_without_a_worker_is_found_and_can_be_failed(pools):
     assert hasattr(pools.scheduler, "transition")
 
 
+def test_dask_takes_the_same_tasks_for_roots_and_counts_free_slots_alike(client, pools):
+    scheduler = pools.scheduler
+    roots, slots = [], []
+
+    class Compare(SchedulerPlugin):
+        name = "compare-roots-of-this-test"
+
+        def update_graph(self, _, *, tasks, **kwargs):
+            for task in map(scheduler.tasks.__getitem__, tasks):
+                of_group = internals.is_group_of_roots(scheduler, task.group, scheduler.total_nthreads)
+                roots.append((internals.may_be_queued(task) and of_group, scheduler.is_rootish(task)))
+            slots.extend(internals.free_slots(scheduler, worker) for worker in scheduler.workers.values())
+
+    scheduler.add_plugin(plugin := Compare())
+    try:
+        assert da.ones(40, chunks=1).map_blocks(np.negative).sum().compute() == -40
+    finally:
+        scheduler.remove_plugin(plugin.name)
+    assert set(roots) == {(True, True), (False, False)}
+    assert slots == [3, 3]  # 1.1 × two threads, rounded up
+
+
+def test_outputs_of_p2p_are_not_queued(client, pools):
+    class Look(SchedulerPlugin):
+        name = "outputs-of-p2p-in-this-test"
+        outputs: ClassVar[list[bool]] = []
+
+        def update_graph(self, _, *, tasks, **kwargs):
+            for task in map(pools.scheduler.tasks.__getitem__, tasks):
+                if any(isinstance(one.run_spec, internals.P2PBarrierTask) for one in task.dependencies):
+                    self.outputs.append(internals.may_be_queued(task))
+
+    pools.scheduler.add_plugin(plugin := Look())
+    try:
+        x = da.ones((8, 8), chunks=(8, 2)).rechunk((2, 8), method="p2p")
+        assert x.sum().compute() == 64
+    finally:
+        pools.scheduler.remove_plugin(plugin.name)
+    assert Look.outputs == [False] * 4
+
+
 def test_a_selection_is_joined_with_the_task_that_reads_from_sources_of_chunks():
     from dask.layers import ArrayBlockwiseDep, ArraySliceDep
 
@@ -219,3 +277,40 @@ def test_a_selection_is_joined_with_the_task_that_reads_from_sources_of_chunks()
     Logged.read.clear()
     assert x[5].compute(scheduler="sync") == 5
     assert Logged.read == [(5,)]
+
+
+def test_what_p2p_sends_goes_through_one_method_that_no_subclass_overrides():
+    assert issubclass(ArrayRechunkRun, ShuffleRun)
+    assert issubclass(DataFrameShuffleRun, ShuffleRun)
+    assert "_send" not in vars(ArrayRechunkRun)
+    assert "_send" not in vars(DataFrameShuffleRun)
+    assert "self._send(address" in inspect.getsource(ShuffleRun.send)
+
+
+def test_shards_are_watched_where_they_go_and_the_watch_ends():
+    class Run(ShuffleRun):
+        def __init__(self):
+            self.local_address = "tcp://here"
+
+        def raise_if_closed(self):
+            pass
+
+        def rpc(self, address):
+            return SimpleNamespace(shuffle_receive=lambda **_: asyncio.sleep(0, {"status": "OK"}))
+
+        id = run_id = 1
+
+    seen = []
+    stop = internals.watch_shards("tcp://here", lambda address, nbytes: seen.append((address, nbytes)))
+    shards = [((0, 0), [((1, 0), ((0, 0), np.ones(100)))])]
+
+    async def main():
+        await Run()._send("tcp://there", shards)
+        await Run()._send("tcp://there", b"pickled")
+        await Run()._send("tcp://here", shards)
+
+    asyncio.run(main())
+    stop()
+    asyncio.run(main())
+    assert [address for address, _ in seen] == ["tcp://there", "tcp://there"]
+    assert seen[0][1] == pytest.approx(800, abs=200)

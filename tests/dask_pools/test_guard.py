@@ -15,7 +15,9 @@ def test_a_worker_of_another_pool_may_not_and_the_error_names_entry_chunk_worker
     assert isinstance(error, MisplacedTaskError)
     assert (error.entry, error.chunk, error.pool) == ("predictions", "t[0:1]", "ecmwf")
     assert error.worker in client.scheduler_info()["workers"]
-    assert str(error).startswith("t[0:1] of predictions lives in pool 'ecmwf', but was about to be read on")
+    assert str(error).startswith(
+        "t[0:1] of predictions lives in pool 'ecmwf', but was about to be accessed on"
+    )
 
 
 def test_outside_any_worker_it_is_for_the_caller_to_compare_versions():

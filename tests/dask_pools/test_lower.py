@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import dask
 import dask.array as da
 import numpy as np
@@ -9,9 +11,10 @@ import pytest
 from dask.array.optimization import optimize as stock
 from dask.base import flatten, tokenize
 
-from dask_pools import MixedPoolsError
+from dask_pools import MixedPoolsError, ResidencyError, data_centres, pool
 from dask_pools.pins import pinned, pool_of_resources, pools_of_task, source_name
 from dask_pools.placement import lower
+from dask_pools.placement.model import crossings
 from dask_pools.propagate import PlacingOptimizer
 
 optimize = PlacingOptimizer("array_optimize")
@@ -171,3 +174,168 @@ def test_tasks_that_dask_fused_across_pools_are_refused():
     flat = stock((x + y).dask, list(flatten((x + y).__dask_keys__())))
     with pytest.raises(MixedPoolsError, match="'ecmwf', 'eumetsat'"):
         lower.read(flat)
+
+
+def test_a_plan_tells_the_pool_of_each_task_before_chains_are_fused():
+    x, y = source("ecmwf"), source("eumetsat")
+    total = (da.concatenate([x, y]).mean(1) + 1).sum()
+    before, _ = placed(total)
+    plan = lower.plan(lower.read(total.dask), total.__dask_keys__(), lower.ARRAY)
+    assert [plan.keys[task] for task in plan.outputs] == list(flatten(total.__dask_keys__()))
+    assert len(plan.keys) == len(plan.layers) == len(plan.pools) == len(plan.model.inputs)
+    found = {key: plan.model.pools[pool] for key, pool in zip(plan.keys, plan.pools, strict=True)}
+    assert {key: found[key] for key in before if key in found} == {
+        key: pool for key, pool in before.items() if key in found
+    }
+    assert all(
+        layer == (key[0] if isinstance(key, tuple) else key)
+        for key, layer in zip(plan.keys, plan.layers, strict=True)
+    )
+
+
+def whereabouts(plan, name):
+    """Pools of the tasks whose layer's name begins so."""
+    return {
+        plan.model.pools[where]
+        for layer, where in zip(plan.layers, plan.pools, strict=True)
+        if layer.startswith(name)
+    }
+
+
+def planned(x, **more):
+    return lower.plan(lower.read(x.dask), list(flatten([x.__dask_keys__()])), lower.ARRAY, **more)
+
+
+def crossing(plan):
+    return sorted(
+        (plan.layers[one.task].split("@")[0].split("-")[0], plan.model.pools[one.target], one.nbytes)
+        for one in crossings(plan.model, plan.pools)
+    )
+
+
+def test_what_grows_from_small_things_is_made_beside_its_consumers():
+    small, large = source("ecmwf", (8,), (8,)), source("eumetsat", (8, 800), (8, 400))
+    grown = small[:, None] * da.ones((8, 800), chunks=(8, 400))
+    plan = planned((large - grown).sum())
+    assert sum(nbytes for *_, nbytes in crossing(plan)) <= 64 + 8
+    assert whereabouts(plan, "mul") <= {"eumetsat"}
+
+
+def test_what_several_layers_make_of_one_pool_stays_there_without_a_look_at_its_tasks():
+    x, y = source("ecmwf"), source("eumetsat")
+    layers = lower.read(((x + 1).mean(0) - y.mean(0)).dask)
+    free = set(layers.graph.layers) - set(layers.homes)
+    assert {name.split("-")[0] for name in layers.homes} >= {"mean_chunk"}
+    assert free
+    assert all(layers.pools[name] == {"ecmwf", "eumetsat"} or "mean" in name for name in free)
+
+
+def test_the_result_is_gathered_where_most_of_it_is():
+    x, y = source("ecmwf", (8, 80), (8, 40)), source("eumetsat", (8, 8))
+    graphs = []
+
+    def capture(graph, keys, **_):
+        graphs.append((graph, keys))
+        return stock(graph, keys)
+
+    with dask.config.set(array_optimize=capture):
+        da.concatenate([x + 1, y + 1], axis=1).compute(scheduler="sync")
+    ((graph, keys),) = graphs
+    plan = lower.plan(lower.read(graph), keys, lower.ARRAY)
+    assert whereabouts(plan, "finalize") == {"ecmwf"}
+
+
+def test_inside_pool_none_tasks_are_free_and_pins_outside_are_kept():
+    x, y = source("ecmwf", (8, 80), (8, 40)), source("eumetsat")
+    with pool("metoffice"):
+        with pool(None):
+            free = x.sum(1) + y.sum(1)
+        kept = free * 2
+    plan = planned(kept)
+    assert whereabouts(plan, "sum") <= {"ecmwf", "eumetsat"}
+    assert whereabouts(plan, "mul") == {"metoffice"}
+
+
+def stays(at, shape=(8, 8), chunks=(2, 4)):
+    name = source_name("secret", at, tokenize(at, shape, chunks), stays=True)
+    with pinned(at):
+        return da.from_array(np.zeros(shape), chunks=chunks, name=name, inline_array=True)
+
+
+def test_what_must_stay_makes_the_rest_come_to_it():
+    x, y = stays("ecmwf"), source("eumetsat", (80, 8, 8), (40, 2, 4))
+    plan = planned(x + y)
+    assert {what for what, *_ in crossing(plan)} == {"read"}
+    assert whereabouts(plan, "add") == {"ecmwf"}
+
+
+def test_what_is_made_of_it_may_leave():
+    plan = planned(stays("ecmwf").mean() + source("eumetsat"))
+    assert whereabouts(plan, "add") == {"eumetsat"}
+
+
+def test_an_operation_that_needs_it_elsewhere_is_refused_by_name():
+    x = stays("ecmwf")
+    with pinned("eumetsat"):
+        y = x + 1
+    with pytest.raises(ResidencyError, match=r"'secret'.*'ecmwf'.*'add'.*'eumetsat'"):
+        optimize(y.dask, y.__dask_keys__())
+    with pytest.raises(ResidencyError):
+        planned(stays("ecmwf") + stays("eumetsat"))
+
+
+def test_prices_between_pools_count():
+    x, y = source("ecmwf"), source("eumetsat", (8, 8), (2, 4))
+    equal = planned(x + y)
+    assert whereabouts(equal, "add") == {"ecmwf", "eumetsat"}
+    assert whereabouts(planned(x + y, costs={"ecmwf": {"eumetsat": 2.0}}), "add") == {"ecmwf"}
+    assert whereabouts(planned(x + y, costs={"eumetsat": {"ecmwf": 2.0}}), "add") == {"eumetsat"}
+
+
+def test_a_fault_in_the_search_leaves_a_placement_by_inputs(monkeypatch, caplog):
+    def fail(model):
+        raise RuntimeError("broken")
+
+    x, y = source("ecmwf"), source("eumetsat")
+    monkeypatch.setattr(lower, "assign", fail)
+    pools, tasks = placed((x + y).sum())
+    assert set(pools) == set(tasks)
+    assert {pool for key, pool in pools.items() if not pools_of_task(key, tasks[key])} == {"ecmwf"}
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_lengths_that_are_not_known_count_as_what_they_are_taken_from():
+    x, y = source("ecmwf", (80, 8), (40, 8)), source("eumetsat")
+    some = x[x[:, 0] > 3]
+    plan = planned(da.concatenate([some, y], allow_unknown_chunksizes=True).sum())
+    sizes = dict(zip(plan.layers, plan.model.nbytes, strict=True))
+    assert max(n for layer, n in sizes.items() if layer.startswith("getitem")) == 40 * 8 * 8
+
+
+def test_slices_of_known_length_count_as_much_as_they_hold():
+    x, y = source("ecmwf", (8, 800), (4, 800)), source("eumetsat", (8, 800), (4, 800))
+    plan = planned(da.map_overlap(lambda b: b, da.concatenate([x, y]), depth={0: 1}, dtype="f8"))
+    # Of each site the row at the border goes to the other.
+    assert [nbytes for *_, nbytes in crossing(plan)] == [800 * 8, 800 * 8]
+    plan = planned(da.concatenate([x, y]).rechunk((6, 800), method="tasks"))
+    assert [nbytes for *_, nbytes in crossing(plan)] == [2 * 800 * 8]
+
+
+def test_outputs_of_a_p2p_rechunk_go_where_its_barrier_goes():
+    x, y = source("ecmwf", (80, 8), (20, 8)), source("eumetsat")
+    both = da.concatenate([x, y]).rechunk((88, 2), method="p2p")
+    plan = planned((both - y[:1, :]).sum())
+    barriers = [task for task, key in enumerate(plan.keys) if str(key).startswith("shuffle-barrier")]
+    assert barriers
+    outputs = [task for task, inputs in enumerate(plan.model.inputs) if set(inputs) & set(barriers)]
+    assert outputs
+    assert {plan.model.pools[plan.pools[task]] for task in barriers + outputs} == {"ecmwf"}
+
+
+def test_prices_travel_with_the_graph():
+    files = [
+        data_centres.load({"version": 1, "data_centres": {"a": {}, "b": {}, "c": {}}, "costs": costs})
+        for costs in ({"a": {"b": 3.0}}, {"a": {"b": 5.0, "c": 7.0}})
+    ]
+    sent = PlacingOptimizer("array_optimize", True, ((files[0],), (files[1],)))
+    assert pickle.loads(pickle.dumps(sent)).costs() == {"a": {"b": 3.0, "c": 7.0}}

@@ -28,6 +28,7 @@ def test_a_name_says_whether_what_is_read_may_leave_its_pool():
     staying, free = source_name("x", "aws-eu", TOKEN, stays=True), source_name("x", "aws-eu", TOKEN)
     assert pool_of_key((staying, 0)) == pool_of_key((free, 0)) == "aws-eu"
     assert pins.stays(staying)
+    assert pins.label_of_name(staying) == "x"
     assert pins.stays((staying, 0))
     assert pins.stays(f"{staying}-{TOKEN}")
     for other in (free, (free, 0), "stay-calm", f"mean-{staying}", ("sum-" + TOKEN, 0), 3, ()):

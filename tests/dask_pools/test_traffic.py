@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client, Scheduler, SpecCluster, Worker
+from distributed import Client, Scheduler, SpecCluster, Worker, wait
 
-from dask_pools.traffic import CLIENT, NO_POOL, Flow, Traffic, measure_traffic, traffic
+from dask_pools import pool
+from dask_pools.traffic import (
+    CLIENT,
+    NO_POOL,
+    Account,
+    Accounts,
+    Flow,
+    Traffic,
+    balance,
+    measure_traffic,
+    open_account,
+    traffic,
+)
 
 MB = 1_000_000
 
@@ -79,14 +92,92 @@ def test_only_what_is_sent_inside_the_block_is_measured(client):
     assert traffic(client).left["left"] >= MB
 
 
-def test_a_log_that_overflowed_is_reported(client):
+def test_what_a_log_forgets_is_counted_all_the_same(client):
     sources = [client.submit(make, 1000 + n, workers=["left"], pure=False) for n in range(30)]
     with measure_traffic(client) as measured:
         for source in sources:
             client.submit(len, source, workers=["right"], pure=False).result()
-    workers = client.scheduler_info()["workers"]
-    assert "left" in [workers[address]["name"] for address in measured.traffic.incomplete]
-    assert "have gaps" in str(measured)
+    sent = {pair: n for pair, n in measured.traffic.pairs.items() if pair == ("left", "right")}
+    assert sent == {("left", "right"): pytest.approx(sum(range(1000, 1030)), rel=0.2)}
+    assert next(flow.transfers for flow in measured.traffic.flows if flow.target == "right") == 30
+    assert measured.traffic.incomplete == ()
+
+
+def test_a_log_that_had_overflowed_before_anybody_asked_is_reported():
+    account = Account("tcp://a", "1", ("left",), {CLIENT: (5, 1)}, {}, {}, complete=False)
+    assert balance(Accounts({"1": account}, {})).incomplete == ("tcp://a",)
+    assert "known in part" in str(balance(Accounts({"1": account}, {})))
+    # What was forgotten earlier does not matter to what was sent since.
+    assert balance(Accounts({"1": account}, {}), Accounts({"1": account}, {})).incomplete == ()
+
+
+def test_shards_of_p2p_rechunks_are_counted_where_they_cross(client):
+    with pool("left"):
+        a = da.random.random((1000, 1000), chunks=(100, 1000)).persist()
+    with pool("right"):
+        b = da.random.random((1000, 1000), chunks=(100, 1000)).persist()
+    wait([a, b])
+    together = da.concatenate([a, b])
+    with measure_traffic(client) as measured:
+        rechunked = together.rechunk((2000, 500), method="p2p")
+        # As Dask alone runs it: each input is cut to pieces where it lies.
+        rechunked = rechunked.persist(optimize_graph=False)
+        wait(rechunked)
+    placed = [
+        {name for name, worker in workers_by_name(client).items() if worker in holders}
+        for holders in client.who_has(rechunked).values()
+    ]
+    expected = sum(4 * MB for holders in placed for half in ("left", "right") if half not in holders)
+    assert measured.traffic.crossed == pytest.approx(expected, rel=0.02)
+    assert expected >= 4 * MB
+
+
+def workers_by_name(client: Client) -> dict[str, str]:
+    return {worker["name"]: address for address, worker in client.scheduler_info()["workers"].items()}
+
+
+def test_what_a_worker_sent_that_has_left_is_counted(client):
+    cluster = client.cluster
+    options = {"host": "127.0.0.1", "nthreads": 1, "resources": {"pool-passing": 1}}
+    cluster.worker_spec["passing"] = {"cls": Worker, "options": options}
+    try:
+        with measure_traffic(client) as measured:
+            cluster.sync(cluster._correct_state)
+            client.wait_for_workers(4)
+            client.run(open_account)
+            source = client.submit(make, 3 * MB, workers=["passing"], pure=False)
+            client.submit(len, source, workers=["left"], pure=False).result()
+            source.result()
+            source.release()
+            del cluster.worker_spec["passing"]
+            cluster.sync(cluster._correct_state)
+        assert measured.traffic.pairs["passing", "left"] == pytest.approx(3 * MB, rel=0.01)
+        assert measured.traffic.to_client == pytest.approx(3 * MB, rel=0.01)
+        assert measured.traffic.incomplete == ()
+        # Nor is it counted again by who asks later.
+        with measure_traffic(client) as later:
+            pass
+        assert later.traffic.flows == ()
+    finally:
+        cluster.worker_spec.pop("passing", None)
+        cluster.sync(cluster._correct_state)
+
+
+def test_of_a_worker_that_died_what_others_received_is_counted_and_the_rest_reported():
+    here = Account("tcp://b", "2", ("right",), {}, {"tcp://a": (7, 1)}, {}, complete=True)
+    dead = {"1": ("tcp://a", ("left",))}
+    found = balance(Accounts({"2": here}, dead))
+    assert found.flows == (Flow("left", "right", 7, 1),)
+    assert found.incomplete == ("tcp://a",)
+    before = Accounts({"2": here, "1": Account("tcp://a", "1", ("left",), {}, {}, {}, True)}, {})
+    assert balance(Accounts({"2": here}, {}), before).incomplete == ("tcp://a",)
+    assert balance(Accounts({"2": here}, dead), Accounts({"2": here}, dead)).incomplete == ()
+
+
+def test_what_both_sides_know_of_is_counted_once():
+    a = Account("tcp://a", "1", ("left",), {"tcp://b": (7, 1)}, {}, {"tcp://b": (20, 2)}, True)
+    b = Account("tcp://b", "2", ("right",), {}, {"tcp://a": (7, 1)}, {}, True)
+    assert balance(Accounts({"1": a, "2": b}, {})).flows == (Flow("left", "right", 27, 3),)
 
 
 def test_asking_before_the_block_has_ended_says_so(client):

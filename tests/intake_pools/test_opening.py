@@ -215,7 +215,7 @@ def test_a_chunk_that_lost_its_pin_is_not_read_on_a_worker_of_another_pool(
     # Not result(): what it raises would keep the future alive.
     error = lost.exception()
     assert isinstance(error, MisplacedTaskError)
-    assert f"t[0:1] of {named} lives in pool 'ecmwf', but was about to be read on worker" in str(error)
+    assert f"t[0:1] of {named} lives in pool 'ecmwf', but was about to be accessed on worker" in str(error)
     kept = client.submit(lambda: recipe[0:1], resources={"pool-ecmwf": 0}, pure=False)
     np.testing.assert_allclose(kept.result(), forecast["t"][0:1])
 

@@ -8,10 +8,12 @@ fuses or culls any of them; layers and tasks are then fused only where all parts
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import math
 import uuid
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from typing import Any
@@ -23,7 +25,8 @@ from dask.utils import key_split
 
 from dask_pools import dask_internals, pins
 from dask_pools.dask_internals import GraphNode, HighLevelGraph, MaterializedLayer
-from dask_pools.placement.assign import assign
+from dask_pools.errors import ResidencyError
+from dask_pools.placement.assign import assign, look_back
 from dask_pools.placement.model import FREE, Model
 
 logger = logging.getLogger(__name__)
@@ -72,8 +75,14 @@ BAG = Kind(
 class _Mark:
     """What is known of a layer while Dask fuses and culls it."""
 
+    layer: str = field(compare=False)
+    """Its name; Dask fuses layers whose marks are equal."""
     pools: Pools
     """Pools that its sources lie in."""
+    home: str | None
+    """The pool of all its tasks, where only one comes into question."""
+    apart: str | None
+    """Its name, if some of its tasks have pins of their own, which no other layer shares."""
     annotations: dict[str, Any]
     """Its annotations, without pins."""
 
@@ -86,6 +95,8 @@ class Layers:
     """The graph, its layers without pins."""
     pools: dict[str, Pools] = field(default_factory=dict)
     """For each layer the pools that its sources lie in; empty if nothing ties it to any."""
+    homes: dict[str, str] = field(default_factory=dict)
+    """Pools of the layers whose tasks need no look at each: pinned, or near one pool only."""
     pins: dict[Key, str] = field(default_factory=dict)
     """Pools of single tasks, where a layer was flattened from several."""
     sizes: dict[str, tuple[tuple[tuple[int, ...], ...], int]] = field(default_factory=dict)
@@ -94,7 +105,51 @@ class Layers:
     """Annotations, without pins, where they differ from task to task of a layer."""
 
 
-def place(layers: Layers, keys: Any, kind: Kind, *, name_pins: bool = False) -> HighLevelGraph:
+@dataclass(frozen=True)
+class Placed:
+    """A graph as plain data, and the pool of each of its tasks, before chains of tasks are fused."""
+
+    keys: list[Key]
+    """Keys of the tasks of the model, in its order; results that the scheduler has already are among them."""
+    layers: list[str]
+    """For each task the name of its layer; empty for a result that the scheduler has already."""
+    outputs: list[int]
+    """The tasks whose results were asked for."""
+    model: Model
+    pools: list[int]
+    """For each task its pool, as a number in ``model.pools``, or `FREE`."""
+
+
+Costs = Mapping[str, Mapping[str, float]]
+"""What a byte costs from one pool to another; 1 where nothing is said."""
+
+
+def plan(layers: Layers, keys: Any, kind: Kind, costs: Costs | None = None) -> Placed:
+    """Place the tasks of a graph, as `place` does, and change nothing.
+
+    Parameters
+    ----------
+    layers : Layers
+        As `read` gives them.
+    keys : nested list of keys
+        The results asked for.
+    kind : Kind
+    costs : mapping of str to mapping of str to float, optional
+
+    Raises
+    ------
+    ResidencyError
+        If something that must stay in its pool is wanted in another.
+    """
+    wanted = _wanted(keys)
+    with _uncollected():
+        tasks, marks = _materialise(layers, wanted, kind)
+        return _placed(tasks, marks, wanted, _pinned(tasks, marks, layers), layers, costs)
+
+
+def place(
+    layers: Layers, keys: Any, kind: Kind, *, name_pins: bool = False, costs: Costs | None = None
+) -> HighLevelGraph:
     """Optimise a graph as Dask does for this kind of collection, and pin its tasks.
 
     Parameters
@@ -107,15 +162,49 @@ def place(layers: Layers, keys: Any, kind: Kind, *, name_pins: bool = False) -> 
     name_pins : bool
         Write the pins into the keys as well. For graphs that are optimised in the client, as by
         `dask.optimize` or `to_delayed`: Dask flattens those, and drops annotations.
+    costs : mapping of str to mapping of str to float, optional
 
     Returns
     -------
     HighLevelGraph
         Every layer annotated with the pool of its tasks.
+
+    Raises
+    ------
+    ResidencyError
+        If something that must stay in its pool is wanted in another.
     """
-    wanted = set(flatten(keys if isinstance(keys, (list, set)) else [keys]))
+    with _uncollected():
+        return _optimised(layers, _wanted(keys), kind, name_pins, costs)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause the garbage collector: going through every new object takes half the time, and finds nothing."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
+
+
+def _optimised(
+    layers: Layers, wanted: set[Key], kind: Kind, name_pins: bool, costs: Costs | None
+) -> HighLevelGraph:
     tasks, marks = _materialise(layers, wanted, kind)
-    pools = _place_tasks(tasks, marks, layers)
+    pools = _pinned(tasks, marks, layers)
+    if any(key not in pools and marks[key].pools for key in tasks) or (
+        len(set(pools.values())) > 1 and any(pins.stays(key) for key in tasks)
+    ):
+        # Only here does a layer hold tasks of several pools, so only here are single tasks looked at.
+        placed = _placed(tasks, marks, wanted, pools, layers, costs)
+        names = placed.model.pools
+        for key, pool in zip(placed.keys, placed.pools, strict=True):
+            if pool != FREE and key in tasks:
+                pools[key] = names[pool]
+        del placed
     annotations = {
         key: others for key in tasks if (others := layers.annotations.get(key) or marks[key].annotations)
     }
@@ -125,6 +214,11 @@ def place(layers: Layers, keys: Any, kind: Kind, *, name_pins: bool = False) -> 
     if name_pins:
         tasks = _name_pins(tasks, wanted, pools)
     return _annotated(tasks, pools, annotations)
+
+
+def _wanted(keys: Any) -> set[Key]:
+    """Set of the keys in a nested list of them."""
+    return set(flatten(keys if isinstance(keys, (list, set)) else [keys]))
 
 
 def release(layers: Layers, keys: Any, kind: Kind) -> HighLevelGraph:
@@ -160,12 +254,14 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) 
         dsk = HighLevelGraph.from_collections(f"graph-{uuid.uuid4().hex}", dsk, dependencies=())
     stripped: dict[str, Any] = {}
     own: dict[str, Pools] = {}
+    whole: dict[str, str] = {}
     read = Layers(dsk)
     for name, layer in dsk.layers.items():
         found = pins.pools_of_layer(layer, name)
         held = {} if dask_internals.is_symbolic(layer) else _held(layer)
         if isinstance(found, str):
             own[name] = frozenset([found])
+            whole[name] = found
         elif found or held:
             read.pins.update(held)
             read.pins.update(found or {})
@@ -186,8 +282,8 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) 
         if "chunks" in described and "dtype" in described:
             chunks = described["chunks"]
             # Lengths that are not known are NaN.
-            chunks = tuple(tuple(0 if math.isnan(n) else int(n) for n in along) for along in chunks)
-            read.sizes[name] = (chunks, getattr(described["dtype"], "itemsize", 8))
+            if not any(math.isnan(n) for along in chunks for n in along):
+                read.sizes[name] = (chunks, getattr(described["dtype"], "itemsize", 8))
     if not own:
         return None
     if locate is not None:
@@ -195,10 +291,12 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) 
             held_by = locate(dsk.layers[name])
             if isinstance(held_by, str):
                 own[name] = frozenset([held_by])
+                whole[name] = held_by
             elif held_by:
                 read.pins.update(held_by)
                 own[name] = frozenset(held_by.values())
     read.pools = _spread(own, dsk.dependencies, stripped)
+    read.homes = _homes(whole, own, dsk.dependencies, read)
     read.graph = HighLevelGraph(stripped, dsk.dependencies)
     return read
 
@@ -248,6 +346,74 @@ def _spread(
     return {name: pools.get(name, nothing) for name in layers}
 
 
+def _homes(
+    whole: Mapping[str, str],
+    own: Mapping[str, Pools],
+    dependencies: Mapping[str, Collection[str]],
+    read: Layers,
+) -> dict[str, str]:
+    """Pools of the layers whose tasks can stay together: these need no look at each task.
+
+    Parameters
+    ----------
+    whole : dict of str to str
+        Pools of the layers that are pinned as a whole.
+    own : dict of str to set of str
+        Pools of the layers that have pins, or tasks with pins.
+    dependencies : dict of str to set of str
+    read : Layers
+        Their sizes.
+    """
+    homes = dict(whole)
+    if len(frozenset().union(*own.values())) == 1:
+        (only,) = next(iter(own.values()))
+        return {name: only for name, pools in read.pools.items() if pools}
+    readers: dict[str, int] = {}
+    for sources in dependencies.values():
+        for source in sources:
+            readers[source] = readers.get(source, 0) + 1
+    nbytes = {
+        name: math.prod(sum(along) for along in chunks) * itemsize
+        for name, (chunks, itemsize) in read.sizes.items()
+    }
+    for name in TopologicalSorter(dependencies).static_order():
+        reads = dependencies.get(name)
+        if not reads or name in own or name not in nbytes:
+            continue
+        # All it reads lies in one pool, and what it makes is not more than something that only it reads:
+        # nothing is gained by moving it to its consumers.
+        found = {homes.get(source) for source in reads}
+        if len(found) == 1 and (home := found.pop()) is not None:
+            read_by_it = (nbytes.get(source, 0) for source in reads if readers[source] == 1)
+            if nbytes[name] <= max(read_by_it, default=-1):
+                homes[name] = home
+    part: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while (above := part.setdefault(name, name)) != name:
+            part[name] = part[above]
+            name = part[name]
+        return name
+
+    near: dict[str, set[str]] = {}
+    for name, sources in dependencies.items():
+        for source in sources:
+            if name not in homes and source not in homes:
+                part[find(name)] = find(source)
+    for name, sources in dependencies.items():
+        if name not in homes:
+            near.setdefault(find(name), set()).update(own.get(name, ()))
+        for source in sources:
+            if name in homes and source not in homes:
+                near.setdefault(find(source), set()).add(homes[name])
+            elif source in homes and name not in homes:
+                near.setdefault(find(name), set()).add(homes[source])
+    for name in dependencies:
+        if name not in homes and len(pools := near.get(find(name), set())) == 1:
+            (homes[name],) = pools
+    return homes
+
+
 def _materialise(layers: Layers, wanted: set[Key], kind: Kind) -> tuple[Graph, dict[Key, _Mark]]:
     """Fuse layers inside each pool, cull, and make the tasks.
 
@@ -266,12 +432,20 @@ def _materialise(layers: Layers, wanted: set[Key], kind: Kind) -> tuple[Graph, d
             for name, sources in graph.dependencies.items()
             for source in sources
             if layers.pools.get(source) != layers.pools.get(name)
+            or layers.homes.get(source) != layers.homes.get(name)
         }
         graph = dask_internals.optimize_blockwise(graph, keys=[*wanted, *edges])
+    pinned = {_name(key) for key in layers.pins}
     marks: dict[str, _Mark] = {}
     marked = {}
     for name, layer in graph.layers.items():
-        marks[name] = _Mark(layers.pools[name], dict(getattr(layer, "annotations", None) or {}))
+        marks[name] = _Mark(
+            layer=name,
+            pools=layers.pools[name],
+            home=layers.homes.get(name),
+            apart=name if layers.pools[name] and name not in layers.homes and name in pinned else None,
+            annotations=dict(getattr(layer, "annotations", None) or {}),
+        )
         marked[name] = copy.copy(layer)
         # Survives culling, which renames layers; and fuse_roots asks whether annotations are equal.
         marked[name].annotations = {"mark": marks[name]}
@@ -288,33 +462,79 @@ def _materialise(layers: Layers, wanted: set[Key], kind: Kind) -> tuple[Graph, d
     return dask_internals.convert_legacy_graph(raw), task_marks
 
 
-def _place_tasks(tasks: Graph, marks: Mapping[Key, _Mark], layers: Layers) -> dict[Key, str]:
-    """Pool of every task that is tied to one."""
+def _pinned(tasks: Graph, marks: Mapping[Key, _Mark], layers: Layers) -> dict[Key, str]:
+    """Pool of every task that is pinned, or whose layer is near one pool only."""
     pools: dict[Key, str] = {}
-    mixed = False
     for key in tasks:
-        of_layer = marks[key].pools
-        if (pin := layers.pins.get(key)) is not None:
+        if (pin := layers.pins.get(key) or marks[key].home) is not None:
             pools[key] = pin
-        elif len(of_layer) == 1:
-            (pools[key],) = of_layer
-        elif of_layer:
-            mixed = True
-    if not mixed:
-        return pools
-    # Only here does a layer hold tasks of several pools, so only here are single tasks looked at.
-    order, model = _model(tasks, pools, layers)
-    for key, pool in zip(order, assign(model), strict=True):
-        if pool != FREE and key in tasks:
-            pools[key] = model.pools[pool]
     return pools
+
+
+def _placed(
+    tasks: Graph,
+    marks: Mapping[Key, _Mark],
+    wanted: set[Key],
+    pins_of: Mapping[Key, str],
+    layers: Layers,
+    costs: Costs | None,
+) -> Placed:
+    """Place tasks by a model of the whole graph."""
+    order, model = _model(tasks, pins_of, layers)
+    names: dict[str, int] = {}
+    layer_of = [marks[key].layer if key in marks else "" for key in order]
+    model.layers = [names.setdefault(layer, len(names)) for layer in layer_of]
+    _price(model, costs)
+    threads = dask_internals.threads_by_resource()
+    model.threads = [threads.get(pins.resource(pool), 1) for pool in model.pools]
+    try:
+        pools = assign(model)
+    except Exception:
+        # A bug of ours must not cost a user the result.
+        logger.warning("Could not place a graph; its tasks follow most of their inputs.", exc_info=True)
+        pools = look_back(model)
+    _check_residency(order, layer_of, model, pools)
+    outputs = [task for task, key in enumerate(order) if key in wanted]
+    return Placed(order, layer_of, outputs, model, pools)
+
+
+def _price(model: Model, costs: Costs | None) -> None:
+    """Add to a model what a byte costs between its pools, if that differs."""
+    named = {
+        (source, target): float(price)
+        for source, prices in (costs or {}).items()
+        for target, price in prices.items()
+        if source != target and price > 0
+    }
+    if any(named.get((p, q), 1.0) != 1.0 for p in model.pools for q in model.pools):
+        model.costs = [[named.get((p, q), float(p != q)) for q in model.pools] for p in model.pools]
+
+
+def _check_residency(order: list[Key], layer_of: list[str], model: Model, pools: list[int]) -> None:
+    """Refuse a placement in which something crosses that must stay."""
+    if not any(pins.stays(order[task]) for task in model.stays):
+        return
+    for task, inputs in enumerate(model.inputs):
+        for source in inputs:
+            if (
+                source in model.stays
+                and FREE not in (pools[source], pools[task])
+                and pools[source] != pools[task]
+                and pins.stays(order[source])
+            ):
+                raise ResidencyError(
+                    pins.label_of_name(_name(order[source])) or key_split(order[source]),
+                    model.pools[pools[source]],
+                    key_split(layer_of[task] or order[task]),
+                    model.pools[pools[task]],
+                )
 
 
 def _model(tasks: Graph, pins_of: Mapping[Key, str], layers: Layers) -> tuple[list[Key], Model]:
     """Write the graph down as plain data; keys in the order of the model's tasks."""
     model = Model(pools=sorted({*pins_of.values(), *layers.pins.values()}))
     number_of = {pool: number for number, pool in enumerate(model.pools)}
-    order = list(TopologicalSorter({key: task.dependencies for key, task in tasks.items()}).static_order())
+    order = _topological(tasks)
     at: dict[Key, int] = {}
     for position, key in enumerate(order):
         at[key] = position
@@ -328,14 +548,51 @@ def _model(tasks: Graph, pins_of: Mapping[Key, str], layers: Layers) -> tuple[li
             inputs = [at[source] for source in task.dependencies]
             pool = pins_of.get(key)
             nbytes = _nbytes(key, layers)
+            if isinstance(task, dask_internals.P2PBarrierTask):
+                # Its outputs are made where it runs.
+                model.stays.add(position)
+            if nbytes is None:
+                nbytes = _nbytes_of_slice(task, layers)
         if nbytes is None:
             # An alias, a slice of unknown length, any Python object: as large as the largest thing it reads.
             nbytes = max((model.nbytes[source] for source in inputs), default=UNKNOWN_NBYTES)
+        if pins.stays(key):
+            model.stays.add(position)
         model.inputs.append(inputs)
         model.nbytes.append(nbytes)
         model.pinned.append(FREE if pool is None else number_of.setdefault(pool, len(number_of)))
     model.pools = list(number_of)
     return order, model
+
+
+def _topological(tasks: Graph) -> list[Key]:
+    """Keys of the tasks and of what they read, inputs first.
+
+    A third of the time of `graphlib.TopologicalSorter`, which counts at a million tasks.
+    """
+    waiting: dict[Key, int] = {}
+    readers: dict[Key, list[Key]] = {}
+    order: list[Key] = []
+    for key, task in tasks.items():
+        if sources := task.dependencies:
+            waiting[key] = len(sources)
+            for source in sources:
+                if (known := readers.get(source)) is None:
+                    readers[source] = [key]
+                    if source not in tasks:
+                        order.append(source)
+                else:
+                    known.append(key)
+        else:
+            order.append(key)
+    for key in order:  # grows meanwhile
+        for reader in readers.get(key, ()):
+            left = waiting[reader] - 1
+            if left:
+                waiting[reader] = left
+            else:
+                order.append(reader)
+    return order
 
 
 def _nbytes(key: Key, layers: Layers) -> float | None:
@@ -345,7 +602,25 @@ def _nbytes(key: Key, layers: Layers) -> float | None:
     chunks, itemsize = layers.sizes[key[0]]
     if len(chunks) != len(key) - 1:
         return None
-    return float(itemsize * math.prod(along[i] for along, i in zip(chunks, key[1:], strict=True)))
+    nbytes = itemsize
+    for along, index in zip(chunks, key[1:], strict=True):
+        nbytes *= along[index]
+    return nbytes
+
+
+def _nbytes_of_slice(task: GraphNode, layers: Layers) -> float | None:
+    """Bytes of what a task cuts out of one chunk of an array; None if it does anything else."""
+    if len(task.dependencies) != 1:
+        return None
+    (source,) = task.dependencies
+    if not isinstance(source, tuple) or not source or source[0] not in layers.sizes:
+        return None
+    chunks, itemsize = layers.sizes[source[0]]
+    if len(chunks) != len(source) - 1:
+        return None
+    shape = tuple(along[index] for along, index in zip(chunks, source[1:], strict=True))
+    cut = dask_internals.sliced_shape(task, shape)
+    return None if cut is None else float(itemsize * math.prod(cut))
 
 
 def _fuse_chains(

@@ -1,0 +1,151 @@
+"""What placement adds to the scheduler's handling of a graph: seconds and bytes a task.
+
+Wanted: at most 15 % more time than Dask alone takes for the same graph, growing linearly with its tasks, and
+at most 200 bytes a task more memory than the same graph takes with annotations of Dask's own.
+
+Each measurement is a process of its own with a scheduler and no workers: nothing runs, only the handling is
+measured, from the arrival of the graph until all its tasks have a state (the scheduler's own figure). The
+graph takes the data of two sites together, and its spread around a mean; Dask fuses it as much either way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+from distributed import Client, LocalCluster
+from rich.console import Console
+from rich.table import Table
+
+from dask_pools import connect, pool
+from dask_pools.pins import source_name
+
+ARMS = ("dask", "annotated", "pools")
+WANTED = {"time": 1.15, "memory": 200}
+
+
+def source(site: str, blocks: int, pinned: bool) -> da.Array:
+    """Array of `blocks` by 100 chunks, whose loading tasks are pinned, or not."""
+    shape = (blocks * 10, 1000)
+    token = tokenize(site, shape)
+    name = source_name("t", site, token) if pinned else f"load-{token}"
+    with pool(site if pinned else None):
+        return da.map_blocks(
+            _load, chunks=((10,) * blocks, (10,) * 100), dtype="f8", meta=np.empty((0, 0)), name=name
+        )
+
+
+def _load(block_info: object = None) -> np.ndarray:
+    return np.zeros((10, 10))
+
+
+def program(tasks: int, pinned: bool) -> da.Array:
+    blocks = max(tasks // 680, 1)
+    both = da.concatenate([source("ecmwf", blocks, pinned), source("eumetsat", blocks, pinned)])
+    return ((both - both.mean(0)) ** 2).mean(1)
+
+
+def resident(what: str) -> int:
+    """Bytes of memory that this process has resident (VmRSS) or had at most (VmHWM)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(what):
+            return int(line.split()[1]) * 1024
+    raise LookupError(what)
+
+
+def measure(arm: str, tasks: int) -> dict[str, float]:
+    """Have a scheduler in this process handle one graph."""
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        if arm == "pools":
+            connect(client)
+        else:
+            dask.config.config.pop("array_optimize", None)
+        annotations = {"resources": {"any": 0}} if arm == "annotated" else {}
+        for size in (200, tasks):  # the first one warms up
+            graph = program(size, arm == "pools")
+            before = resident("VmRSS")
+            with dask.annotate(**annotations):
+                future = client.compute(graph)
+            while not (found := handled(client)) or found["tasks"] < size / 2:
+                time.sleep(0.05)
+            after, peak = resident("VmRSS"), resident("VmHWM")
+        del future
+    return {
+        "tasks": found["tasks"],
+        "seconds": found["duration_seconds"],
+        "bytes": after - before,
+        "peak": peak - before,
+    }
+
+
+def handled(client: Client) -> dict[str, float] | None:
+    """What the scheduler says of the graph it took last."""
+    for _, event in reversed(client.get_events("scheduler")):
+        if event.get("action") == "update-graph":
+            return dict(event["metrics"])
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument(
+        "--runs", type=int, default=5, help="runs of each arm, in turn; one of the largest size"
+    )
+    parser.add_argument("--arm", choices=ARMS, help="measure one arm of one size, and print it as JSON")
+    args = parser.parse_args()
+    if args.arm:
+        print(json.dumps(measure(args.arm, args.sizes[0])))
+        return
+    table = Table(
+        "tasks",
+        "Dask µs/task",
+        "with pools",
+        "ratio",
+        "bytes/task added",
+        "peak added",
+        title="Placement: speed",
+    )
+    met = True
+    for size in args.sizes:
+        found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+        for run in range(args.runs if size < 1_000_000 else 1):
+            for arm in ARMS[:: 1 if run % 2 else -1]:
+                command = [sys.executable, __file__, "--arm", arm, "--sizes", str(size)]
+                out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                found[arm].append(json.loads(out.splitlines()[-1]))
+
+        def per_task(arm: str, what: str, found: dict[str, list[dict[str, float]]] = found) -> float:
+            return statistics.median(one[what] / one["tasks"] for one in found[arm])
+
+        pairs = zip(found["dask"], found["pools"], strict=True)
+        ratio = statistics.median(ours["seconds"] / stock["seconds"] for stock, ours in pairs)
+        added = per_task("pools", "bytes") - per_task("annotated", "bytes")
+        peak = per_task("pools", "peak") - per_task("annotated", "peak")
+        met &= ratio <= WANTED["time"] and added <= WANTED["memory"]
+        table.add_row(
+            f"{found['dask'][0]['tasks']:,.0f} / {found['pools'][0]['tasks']:,.0f}",
+            f"{per_task('dask', 'seconds') * 1e6:.0f}",
+            f"{per_task('pools', 'seconds') * 1e6:.0f}",
+            f"{ratio:.2f}",
+            f"{added:.0f}",
+            f"{peak:.0f}",
+        )
+    Console().print(table)
+    sys.exit(not met)
+
+
+if __name__ == "__main__":
+    main()
