@@ -13,6 +13,8 @@ DEFAULTS: dict[str, Any] = {
         "propagate": True,
         # Path of the data-centres file to use where a catalogue names none.
         "data-centres": None,
+        # Path or URL of the catalogue in which load_from_catalog looks for what is said about a path.
+        "catalog": None,
         # How long to wait for workers of a pool that has none, at opening and at computing.
         "wait-for-workers": "60s",
         # Coordinates and other variables up to this size come with the metadata when an entry is opened.
