@@ -1,6 +1,7 @@
 """Which data centre hosts a path or URL, and why.
 
-An entry's own word comes first, then the rules of a data-centres file. Nothing is opened or asked for.
+An entry's own word comes first, then the rules of a data-centres file. What neither knows is asked for
+(`intake_pools.asking`), if that is switched on.
 """
 
 from __future__ import annotations
@@ -90,7 +91,14 @@ def locate(
         return Location(matching[0].data_centre, str(matching[0]), matching[0], tuple(matching[1:]))
 
     from dask_pools.places import place_of
+    from intake_pools import asking
     from intake_pools.entries import public_url
+
+    if known is not None and (asked := asking.rule_of_region(name, known, storage_options)):
+        rule, region = asked
+        return Location(rule.data_centre, f"{rule}, of the region that the store names: {region}", rule)
+    if answered := asking.probe(name, known, storage_options):
+        return Location(answered[0].data_centre, str(answered[0]), answered[0], tuple(answered[1:]))
 
     shown = public_url(name)
     if known is None:
