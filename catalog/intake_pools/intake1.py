@@ -463,7 +463,10 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
         for args, said in copies:
             metadata = self._metadata
             if driver.stock:
-                args, metadata = adapted(args, metadata)
+                try:
+                    args, metadata = adapted(args, metadata)
+                except EntryError as error:
+                    raise self._wrong(str(error)) from None
             made.append((args, metadata, said))
         args, metadata, _ = made[0]
         if others := made[1:]:

@@ -7,6 +7,7 @@ Nothing is imported here.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +137,8 @@ def _known(name: str) -> Driver | str | None:
     return name if name in CATALOGUES else _OURS.get(name) or _INTAKES.get(name)
 
 
+_FIELD = re.compile(r"\{\w*(:[^{}]*)?\}")
+
 # Of xarray.open_dataset; people write them where they do not belong.
 _XARRAYS = (
     "mask_and_scale", "decode_cf", "decode_times", "decode_timedelta", "use_cftime", "concat_characters",
@@ -153,7 +156,21 @@ def adapted(args: Mapping[str, Any], metadata: Any) -> tuple[dict[str, Any], dic
     Returns
     -------
     args, metadata : dict
+
+    Raises
+    ------
+    EntryError
+        If its path is a pattern with fields, ``{year}``: opened without the coordinates that Intake makes of
+        them, it would be another dataset.
     """
+    urls = args.get("urlpath")
+    for url in urls if isinstance(urls, list) else [urls]:
+        field = _FIELD.search(url) if isinstance(url, str) and "{" in url else None
+        if field is not None and args.get("path_as_pattern", True):
+            raise EntryError(
+                f"its urlpath has the field {field[0]}, of which Intake makes a coordinate; this is not "
+                "supported yet. Write * in its place, or set path_as_pattern: false if the name has braces"
+            )
     own = {name: args[name] for name in _PLAIN if args.get(name) is not None}
     options = {
         name: value

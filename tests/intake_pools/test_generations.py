@@ -266,3 +266,28 @@ def test_a_catalogue_survives_pickling_and_reads_its_file_again_when_it_has_chan
     path.write_text("sources: {b: {driver: zarr, args: {urlpath: /data/b}}}")
     catalogue.force_reload()
     assert list(catalogue) == ["b"]
+
+
+@pytest.mark.usefixtures("lazily")
+def test_a_reader_of_ours_survives_stock_intakes_own_files(client, ecmwf, forecast, named, write, tmp_path):
+    write(forecast, ecmwf / named)
+    catalogue = intake.entry.Catalog()
+    catalogue["a"] = PooledReader(HDF5(url=named), chunks={}, data_centre="ecmwf")
+    catalogue["b"] = catalogue["a"].isel(time=0)
+    catalogue.to_yaml_file(str(tmp_path / "two.yaml"))
+    for opened in (intake.open_catalog(str(tmp_path / "two.yaml")), open_catalog(tmp_path / "two.yaml")):
+        assert opened["a"].data_centre == "ecmwf"
+        assert get_pool(opened["a"].to_dask()) == "ecmwf"
+        assert opened["b"].read().sizes == {"lat": 4, "lon": 5}
+
+
+@pytest.mark.parametrize("extra", ["", ", path_as_pattern: false"])
+def test_fields_of_a_pattern_are_not_silently_left_out(tmp_path, rules, extra):
+    args = f"{{urlpath: '/data/{{model}}_{{year:d}}.nc'{extra}}}"
+    (tmp_path / "cat.yaml").write_text(f"sources: {{a: {{driver: netcdf, args: {args}}}}}")
+    catalogue = open_catalog(tmp_path / "cat.yaml", data_centres=rules)
+    if extra:
+        assert catalogue.a.data_centre == "ecmwf"
+        return
+    with pytest.raises(EntryError, match=r"its urlpath has the field \{model\}.*Write \* in its place"):
+        catalogue.a.to_dask()
