@@ -305,7 +305,7 @@ def _box(axes: Axes, plan: Plan, step: int, x: float, y: float, colours: dict[st
         axes.text(
             x,
             y + 0.18 * (line - (len(says) - 1) / 2),
-            _cut(words, 23 if weight == "bold" else 30),
+            _cut(words, 21 if weight == "bold" else 30),
             fontsize=size,
             weight=weight,
             color=ink,

@@ -20,8 +20,9 @@ from dask.utils import format_bytes, key_split
 
 from dask_pools import pins
 from dask_pools.dask_internals import is_future, is_gathering, is_symbolic
+from dask_pools.placement.assign import assign
 from dask_pools.placement.lower import Layers, Placed
-from dask_pools.placement.model import FREE, Model
+from dask_pools.placement.model import FREE, Model, crossings
 
 ANYWHERE = "(anywhere)"
 """Stands for tasks that no pool is chosen for. The name cannot be a pool's."""
@@ -160,6 +161,8 @@ class Plan:
         Whether some placement moves as few as `bound`, which is known where there are two pools.
     at_most : int
         Bytes that cross if every worker of a pool fetches for itself what its tasks read.
+    gathering : int
+        Bytes that cross only because ``.compute()`` puts the result together on one worker.
     budget : int or None
         Bytes that may cross, by the setting ``pools.transfer-budget``.
     """
@@ -170,6 +173,7 @@ class Plan:
     bound: float | None = 0.0
     exact: bool = True
     at_most: int = 0
+    gathering: int = 0
     budget: int | None = None
 
     @property
@@ -218,11 +222,6 @@ class Plan:
         """Whether an edge leads from one pool to another."""
         source, target = self.steps[edge.source].pool, self.steps[edge.target].pool
         return source != target and ANYWHERE not in (source, target)
-
-    @property
-    def gathering(self) -> int:
-        """Bytes that cross only because ``.compute()`` puts the result together on one worker."""
-        return sum(edge.bytes for edge in self.edges if self.steps[edge.target].kind == "gather")
 
     @property
     def over_budget(self) -> bool:
@@ -415,13 +414,23 @@ def summarise(
         bound,
         exact,
         at_most,
+        crossed - _crossed_ungathered(placed) if crossed else 0,
         budget,
     )
 
 
 def crossed_bytes(placed: Placed) -> int:
     """Bytes that cross in a placement: each result once for each other pool that reads it."""
-    return sum(edge.bytes for edge in _edges(placed, [*placed.model.pools, ANYWHERE], placed.pools, {})[0])
+    return round(sum(crossing.nbytes for crossing in crossings(placed.model, placed.pools)))
+
+
+def _crossed_ungathered(placed: Placed) -> int:
+    """Bytes that would cross if the parts of results stayed where they are."""
+    model = placed.model
+    gathers = [is_gathering(layer) for layer in placed.layers]
+    inputs = [[] if gather else list(of) for gather, of in zip(gathers, model.inputs, strict=True)]
+    apart = replace(model, inputs=inputs)
+    return crossed_bytes(replace(placed, model=apart, pools=assign(apart)))
 
 
 def _held(placed: Placed, source: Mapping[str, Any]) -> frozenset[int]:
@@ -512,7 +521,7 @@ def _steps(
             nbytes.append(0.0)
         step_of.append(number)
         tasks[number] += 1
-        nbytes[number] += placed.model.nbytes[task]
+        nbytes[number] += _nbytes_fetched(placed, task)
         if task in wanted:
             outputs.add(number)
     steps = [
@@ -560,7 +569,7 @@ def _edges(
 
 
 def _nbytes_fetched(placed: Placed, task: int) -> float:
-    """Bytes that the client gets of an output; a result that is put together is as large as its parts."""
+    """Bytes of a result as the client gets it; one that is put together is as large as its parts."""
     if is_gathering(placed.layers[task]) and placed.model.inputs[task]:
         return sum(placed.model.nbytes[source] for source in placed.model.inputs[task])
     return placed.model.nbytes[task]
