@@ -177,6 +177,18 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
 
         return open_entry(self._resolved(), data_centre)
 
+    def to_datatree(self, data_centre: str | None = None) -> xr.DataTree:
+        """Open all groups of it in its pool, as `intake_pools.opening.open_tree` does.
+
+        Parameters
+        ----------
+        data_centre : str, optional
+            Which replica to open, of an entry that has several.
+        """
+        from intake_pools.opening import open_tree
+
+        return open_tree(self._resolved(), data_centre)
+
     def read_chunked(self) -> xr.Dataset:
         """Open it as `to_dask` does: an xarray Dataset comes in chunks."""
         return self.to_dask()

@@ -11,8 +11,9 @@ import socket
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeAlias, TypeVar
@@ -31,7 +32,7 @@ from intake_pools.recipes import Limits
 from intake_pools.remembered import Opening
 from intake_pools.stores import State
 
-__all__ = ["open_entry"]
+__all__ = ["open_entry", "open_tree"]
 
 # Metadata is small and somebody waits for it: before the chunks of running calculations.
 _PRIORITY = 100
@@ -99,39 +100,88 @@ def open_entry(entry: Entry, data_centre: str | None = None) -> xr.Dataset:
         If the pool has no workers and nobody can start some.
     """
     writing.install()
-    copies = replicas.of(entry, data_centre)
+    with _way_to(replicas.of(entry, data_centre)) as (client, copies):
+        return _opened_by(client, copies)
+
+
+def open_tree(entry: Entry, data_centre: str | None = None) -> xr.DataTree:
+    """Open all groups of a file or store where it lives.
+
+    Parameters
+    ----------
+    entry : Entry
+        In one place. A group that it names is the root of the tree.
+    data_centre : str, optional
+        Which copy to open; by default the first.
+
+    Returns
+    -------
+    xarray.DataTree
+
+    Raises
+    ------
+    EntryError
+        If it has parts or is more than one file, or cannot be opened there.
+    PoolUnavailableError
+        If the pool has no workers and nobody can start some.
+    """
+    writing.install()
+    with _way_to(replicas.of(entry, data_centre)[:1]) as (client, copies):
+        (copy,) = copies
+        if copy.parts or copy.several:
+            raise EntryError(f"{copy.name} is more than one file; a tree is of one file or store.")
+        if client is None:
+            groups = _groups_below(copy)
+        else:
+            provision.ensure_workers(client, copy.location.data_centre)
+            groups = _in_pool(client, copy, _groups_below)
+        if isinstance(groups, _Failure):
+            raise EntryError(f"{copy.name} ({copy.shown}) cannot be opened: {groups.reason}.")
+        root = str(copy.xarray_kwargs.get("group") or "").strip("/")
+        datasets = {"/": _copy_opened_by(client, copy)}
+        for group in groups:
+            inside = {**copy.xarray_kwargs, "group": f"{root}/{group}".strip("/")}
+            datasets[group] = _copy_opened_by(client, replace(copy, xarray_kwargs=inside))
+        return xr.DataTree.from_dict(datasets)
+
+
+@contextmanager
+def _way_to(copies: Sequence[Entry]) -> Iterator[tuple[Client | None, Sequence[Entry]]]:
+    """Give the client to open copies of an entry with, None being this process itself; and the copies."""
     if (worker := _own_worker()) is not None:
-        own = [copy for copy in copies if _pools(copy) == {_pool_of(worker)}]
-        if own:
-            return _opened_by(None, own, str(_pool_of(worker)))
+        if own := [copy for copy in copies if _offers(worker, _pools(copy))]:
+            yield None, own
+            return
         # This task waits for another one: it gives its thread away, and uses the worker's client.
         with worker_client() as client:
-            return _opened_by(client, copies)
+            yield client, copies
+        return
     try:
         client = default_client()
     except ValueError:
-        return _opened_by(None, copies)
+        yield None, copies
+        return
     if client.asynchronous:
         raise EntryError(
-            f"{entry.name} cannot be opened inside the event loop of an asynchronous client. Give the loop "
-            "free: `await asyncio.to_thread(entry.to_dask)`."
+            f"{copies[0].name} cannot be opened inside the event loop of an asynchronous client. Give the "
+            "loop free: `await asyncio.to_thread(entry.to_dask)`."
         )
     propagate.connect(client)
-    return _opened_by(client, copies)
+    yield client, copies
 
 
-def _pool_of(worker: Any) -> str | None:
-    return pins.pool_of_resources(worker.state.total_resources)
+def _offers(worker: Any, pools: Iterable[str]) -> bool:
+    return all(pins.resource(pool) in worker.state.total_resources for pool in pools)
 
 
 def _pools(entry: Entry) -> set[str]:
     return {part.location.data_centre for part in entry.parts or (entry,)}
 
 
-def _opened_by(client: Client | None, copies: Sequence[Entry], own_pool: str | None = None) -> xr.Dataset:
+def _opened_by(client: Client | None, copies: Sequence[Entry]) -> xr.Dataset:
     """Open the first of some copies of an entry that can be opened."""
     if len(copies) == 1:
-        return _copy_opened_by(client, copies[0], own_pool)
+        return _copy_opened_by(client, copies[0])
     served: set[str] = set()
     if client is not None:
         served = set(client.sync(client.scheduler.pools_status)["pools"])
@@ -141,7 +191,7 @@ def _opened_by(client: Client | None, copies: Sequence[Entry], own_pool: str | N
     failures: list[PoolsError] = []
     for copy in copies:
         try:
-            dataset = _copy_opened_by(client, copy, own_pool)
+            dataset = _copy_opened_by(client, copy)
         except (EntryError, PoolUnavailableError) as error:
             failures.append(error)
             if copy is not copies[-1]:
@@ -177,16 +227,13 @@ def _places(entry: Entry) -> str:
     return ", ".join(sorted(_pools(entry)))
 
 
-def _copy_opened_by(client: Client | None, entry: Entry, own_pool: str | None = None) -> xr.Dataset:
+def _copy_opened_by(client: Client | None, entry: Entry) -> xr.Dataset:
     if not entry.parts:
-        return _part_opened_by(client, entry, _limits(entry.location.data_centre), own_pool)
+        return _part_opened_by(client, entry, _limits(entry.location.data_centre))
     # Small data variables would not fit the lazy ones of other parts.
     limits = [replace(_limits(part.location.data_centre), data=False) for part in entry.parts]
     if client is None:
-        parts = [
-            _part_opened_by(None, part, limit, own_pool)
-            for part, limit in zip(entry.parts, limits, strict=True)
-        ]
+        parts = [_part_opened_by(None, part, limit) for part, limit in zip(entry.parts, limits, strict=True)]
     else:
         for pool in sorted(_pools(entry)):
             provision.ensure_workers(client, pool)
@@ -198,13 +245,11 @@ def _copy_opened_by(client: Client | None, entry: Entry, own_pool: str | None = 
         raise EntryError(f"The parts of {entry.name} in {_places(entry)} do not fit: {error}.") from None
 
 
-def _part_opened_by(
-    client: Client | None, entry: Entry, limits: Limits, own_pool: str | None = None
-) -> xr.Dataset:
+def _part_opened_by(client: Client | None, entry: Entry, limits: Limits) -> xr.Dataset:
     if client is not None:
         return _open_through(client, entry, limits)
-    if own_pool is not None:
-        return _result(_open(entry, limits), entry, f"in pool {own_pool!r}")
+    if _own_worker() is not None:
+        return _result(_open(entry, limits), entry, f"in pool {entry.location.data_centre!r}")
     return _open_here(entry, limits)
 
 
@@ -450,6 +495,19 @@ def _diagnosis(error: Exception, entry: Entry) -> str:
     if isinstance(error, OSError | ValueError):
         return f"it is unreadable on {_whereabouts()}: {complaint}"
     return f"{complaint} ({traceback.extract_tb(error.__traceback__)[-1].name}) on {_whereabouts()}"
+
+
+def _groups_below(entry: Entry) -> list[str] | _Failure:
+    """List paths of the groups below the one that an entry names."""
+
+    def found() -> list[str]:
+        (url,) = stores.expand(entry.urls, entry.storage_options)
+        root = str(entry.xarray_kwargs.get("group") or "").strip("/")
+        groups = stores.groups_of(stores.source_of(url, entry.engine, {}, entry.storage_options))
+        below = f"{root}/" if root else ""
+        return [group.removeprefix(below) for group in groups if group.startswith(below)]
+
+    return _explained(entry, found)
 
 
 def _groups(entry: Entry) -> list[str]:

@@ -426,6 +426,20 @@ def groups_of(source: Source) -> list[str]:
                 paths += [group.path.strip("/") for group in inner]
                 below += inner
         return sorted(paths)
+    if source.engine == "h5netcdf":
+        import fsspec
+        import h5py
+
+        fs, path = fsspec.url_to_fs(source.url, **source.storage_options)
+        paths = []
+
+        def note(name: str, member: Any) -> None:
+            if isinstance(member, h5py.Group):
+                paths.append(name)
+
+        with LOCK, fs.open(path, "rb") as stream, h5py.File(stream) as file:
+            file.visititems(note)
+        return sorted(paths)
     return []
 
 

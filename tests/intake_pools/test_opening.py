@@ -598,3 +598,24 @@ def test_automatic_chunks_follow_the_memory_of_the_pool(write, client, ecmwf, fo
     finally:
         client.run(with_memory, before, workers=workers)
     assert load(named, chunks="auto", version="2")["t"].chunks[0] == (6,)
+
+
+@pytest.mark.usefixtures("lazily")
+@pytest.mark.parametrize("kind", ["netcdf4", "zarr2", "zarr3"])
+def test_a_tree_of_groups_is_what_xarray_opens(client, ecmwf, forecast, named, kind):
+    import intake
+
+    tree = xr.DataTree.from_dict(
+        {"/": forecast[["lat", "lon"]], "/ocean": forecast[["t"]], "/ocean/deep": forecast[["packed"]] * 2}
+    )
+    path = ecmwf / named
+    if kind == "netcdf4":
+        tree.to_netcdf(path, engine="netcdf4")
+    else:
+        tree.to_zarr(path, zarr_format=int(kind[-1]), consolidated=kind == "zarr2")
+    driver = "open_pooled_netcdf" if kind == "netcdf4" else "open_pooled_zarr"
+    source = getattr(intake, driver)(named, data_centre="ecmwf")
+    ours = source.to_datatree()
+    assert set(ours.groups) == {"/", "/ocean", "/ocean/deep"}
+    assert get_pool(ours["ocean/t"]) == "ecmwf"
+    xr.testing.assert_allclose(ours.compute(), tree)

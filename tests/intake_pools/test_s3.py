@@ -179,3 +179,14 @@ def test_a_recipe_shows_no_secret_and_takes_them_along(client, put, options, for
     (layer,) = recipe.dask.layers.values()
     assert SECRET.encode() in pickle.dumps(layer)
     assert SECRET not in repr(layer.indices)
+
+
+def test_a_tree_of_groups_of_an_object(client, bucket, options, forecast, tmp_path):
+    from intake_pools.entries import entry_of
+    from intake_pools.opening import open_tree
+
+    tree = xr.DataTree.from_dict({"/": forecast[["lat", "lon"]], "/ocean/deep": forecast[["packed"]]})
+    tree.to_netcdf(tmp_path / "tree.nc", engine="netcdf4")
+    fsspec.filesystem("s3", **options).put(str(tmp_path / "tree.nc"), f"{bucket}/tree.nc")
+    ours = open_tree(entry_of(f"s3://{bucket}/tree.nc", data_centres=RULES, storage_options=options))
+    xr.testing.assert_allclose(ours.compute(), tree)
