@@ -14,6 +14,17 @@ from dask_pools import get_pool
 from dask_pools.cluster import LocalPools
 from dask_pools.errors import EntryError
 
+CATALOGUE = """
+sources:
+  temperature:
+    driver: pooled_netcdf
+    args:
+      urlpath: "{{ CATALOG_DIR }}/ecmwf/t.nc"
+      replicas:
+        - urlpath: "{{ CATALOG_DIR }}/eumetsat/t.zarr"
+          engine: zarr
+"""
+
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as root:
@@ -25,23 +36,18 @@ def main() -> None:
         field.to_zarr(sites["eumetsat"] / "t.zarr", zarr_format=2)
         rules = {"data_centres": {name: {"prefixes": [f"{site}/"]} for name, site in sites.items()}}
 
-        def load(data_centre: str | None = None) -> xr.Dataset:
-            return intake_pools.load_from_catalog(
-                sites["ecmwf"] / "t.nc",
-                replicas=[{"urlpath": f"{sites['eumetsat']}/t.zarr", "engine": "zarr"}],
-                data_centres=rules,
-                copy_in=data_centre,
-            )
+        (Path(root) / "catalogue.yaml").write_text(CATALOGUE)
+        cat = intake_pools.open_catalog(Path(root) / "catalogue.yaml", data_centres=rules)
 
         with LocalPools({"ecmwf": 1, "eumetsat": 1}, dashboard_address=None) as cluster, cluster.get_client():
-            print("Other things being equal, the first:", get_pool(load()))
-            print("On request:", get_pool(load("eumetsat")))
+            print("Other things being equal, the first:", get_pool(cat.temperature.to_dask()))
+            print("On request:", get_pool(cat.temperature.to_dask(data_centre="eumetsat")))
 
             # Copies that are not the same are an error, and no matter of luck.
             (field + 1).isel(lat=slice(499)).to_netcdf(sites["ecmwf"] / "new.nc")
             (sites["ecmwf"] / "new.nc").replace(sites["ecmwf"] / "t.nc")
             try:
-                load()
+                cat.temperature.to_dask()
             except EntryError as error:
                 print(error)
 
@@ -49,7 +55,7 @@ def main() -> None:
             (sites["ecmwf"] / "t.nc").unlink()
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
-                ds = load()
+                ds = cat.temperature.to_dask()
             print(said[0].message)
             print("Now:", get_pool(ds), float(ds["t"].mean()))
             assert get_pool(ds) == "eumetsat"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import dask
 
 from dask_pools import data_centres as rules
 from dask_pools.errors import EntryError
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from dask_pools.data_centres import DataCentres, Given
+    from intake_pools.entries import Entry
 
 __all__ = ["data_centres_of", "load_from_catalog", "open_catalog", "open_catalogue_at"]
 
@@ -31,8 +35,12 @@ def load_from_catalog(
     version: str | None = None,
     residency: str | None = None,
     replicas: Any = None,
+    catalog: Any = None,
 ) -> xr.Dataset:
     """Open a path or URL in the data centre that hosts it.
+
+    If an entry of the catalogue has it, as its URL, as one of its files or as a group in its store, it is
+    opened as the entry says, but for what is said here; else by the rules alone.
 
     Parameters
     ----------
@@ -58,6 +66,8 @@ def load_from_catalog(
         prevents accidents; it is not access control.
     replicas : list of str or dict, optional
         Further copies of the same data: see `intake_pools.entries.entry_of`.
+    catalog : str, path, or what `open_catalog` returns, optional
+        Where to look for an entry; by default the file that `dask.config` names (``pools.catalog``), if any.
 
     Returns
     -------
@@ -76,21 +86,52 @@ def load_from_catalog(
     from intake_pools.entries import entry_of
     from intake_pools.opening import open_entry
 
-    return open_entry(
-        entry_of(
-            path,
-            data_centre=data_centre,
-            said_in="data_centre=",
-            data_centres=data_centres,
-            engine=engine,
-            chunks=chunks,
-            xarray_kwargs=xarray_kwargs,
-            storage_options=storage_options,
-            version=version,
-            residency=residency,
-            replicas=replicas,
-        )
+    known = None
+    if not isinstance(path, list | tuple) and replicas is None:
+        known = _known_entry(path, catalog, data_centres)
+    said = entry_of(
+        path,
+        name=None if known is None else known.name,
+        data_centre=data_centre if known is None else data_centre or known.location.data_centre,
+        said_in="data_centre=",
+        data_centres=data_centres,
+        engine=engine,
+        chunks=chunks,
+        xarray_kwargs=xarray_kwargs,
+        storage_options=storage_options,
+        version=version,
+        residency=residency,
+        replicas=replicas,
     )
+    if known is None:
+        return open_entry(said)
+    given = {
+        "chunks": None if chunks is None else said.chunks,
+        "engine": said.engine,
+        "storage_options": said.storage_options,
+        "version": said.version,
+        "residency": None if residency is None else said.residency or "free",
+    }
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value}
+    if xarray_kwargs:
+        changes["xarray_kwargs"] = {**known.xarray_kwargs, **said.xarray_kwargs}
+        changes["combining"] = {**known.combining, **said.combining}
+    if data_centre is not None and not known.replicas:
+        changes["location"] = said.location
+    known = replace(known, **changes)
+    return open_entry(known, data_centre if known.replicas else None)
+
+
+def _known_entry(path: str | os.PathLike[str], catalog: Any, data_centres: Any) -> Entry | None:
+    """Entry of a catalogue that has a path."""
+    from intake_pools.lookup import entry_with
+
+    catalog = dask.config.get("pools.catalog", None) if catalog is None else catalog
+    if catalog is None:
+        return None
+    if isinstance(catalog, str | os.PathLike):
+        catalog = open_catalog(catalog, data_centres=data_centres)
+    return entry_with(path, catalog)
 
 
 def open_catalog(

@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import yaml
-from yaml.nodes import MappingNode, Node
+from yaml.events import (
+    AliasEvent,
+    DocumentEndEvent,
+    DocumentStartEvent,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+    StreamStartEvent,
+)
+from yaml.nodes import MappingNode, Node, ScalarNode
 
 from dask_pools.data_centres import yaml_complaint
 from dask_pools.errors import EntryError
@@ -21,6 +33,7 @@ __all__ = ["read_document", "read_text"]
 
 # libyaml's loader, where PyYAML was built with it: ten times as fast.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Parser: Any = getattr(getattr(yaml, "_yaml", None), "CParser", None)
 
 
 class _Loader(_Base):  # type: ignore[misc]  # either of two classes
@@ -38,6 +51,115 @@ class _Loader(_Base):  # type: ignore[misc]  # either of two classes
                     seen.add((key.tag, key.value))
         made: dict[Any, Any] = super().construct_mapping(node, deep)
         return made
+
+
+class _Unusual(Exception):
+    """A document has what only the whole of PyYAML's loader understands."""
+
+
+def _fast(text: str) -> Any:
+    """Read a document from libyaml's events, without a tree of nodes between: in half the time and memory.
+
+    Understands what nearly all catalogues are made of, and gives the same as PyYAML's safe loader.
+
+    Raises
+    ------
+    _Unusual
+        If there is anything else in it: a tag, ``<<``, a key that is there twice or is no scalar, a second
+        document.
+    """
+    parser = _Parser(text)
+    try:
+        get = parser.get_event
+        if not isinstance(get(), StreamStartEvent) or not isinstance(get(), DocumentStartEvent):
+            raise _Unusual
+        made = _build(get)
+        if not isinstance(get(), DocumentEndEvent) or not isinstance(get(), StreamEndEvent):
+            raise _Unusual
+        return made
+    finally:
+        parser.dispose()
+
+
+def _build(get: Callable[[], Any]) -> Any:
+    values = _Values()
+    anchors: dict[str, Any] = {}
+    # The containers that are open, each with the key that waits for its value.
+    stack: list[tuple[Any, Any]] = []
+    within: Any = None
+    key: Any = _NO_KEY
+    while True:
+        event = get()
+        kind = type(event)
+        if kind is ScalarEvent:
+            # libyaml leaves the tag out where there is none.
+            if event.tag is not None:
+                raise _Unusual
+            value = values[event.value] if event.implicit[0] else event.value
+            if event.anchor is not None:
+                anchors[event.anchor] = value
+            is_open = False
+        elif kind is MappingStartEvent or kind is SequenceStartEvent:
+            if event.tag is not None:
+                raise _Unusual
+            value = {} if kind is MappingStartEvent else []
+            if event.anchor is not None:
+                anchors[event.anchor] = value
+            is_open = True
+        elif kind is MappingEndEvent or kind is SequenceEndEvent:
+            if not stack:
+                return within
+            within, key = stack.pop()
+            continue
+        elif kind is AliasEvent:
+            value, is_open = anchors[event.anchor], False
+        else:
+            raise _Unusual
+        if within is None:
+            if not is_open:
+                return value
+            within, key = value, _NO_KEY
+            continue
+        if type(within) is list:
+            within.append(value)
+            waiting = _NO_KEY
+        elif key is _NO_KEY:
+            if is_open or kind is AliasEvent or value is _MERGE or value in within:
+                raise _Unusual
+            key = value
+            continue
+        else:
+            within[key] = value
+            waiting = _NO_KEY
+        if is_open:
+            stack.append((within, waiting))
+            within = value
+        key = _NO_KEY
+
+
+_NO_KEY = object()
+_MERGE = object()
+
+
+class _Values(dict[str, Any]):
+    """Values of plain scalars: what YAML takes for numbers, dates and the like. Most occur more than once."""
+
+    _loader: Any = yaml.SafeLoader("")
+
+    def __missing__(self, text: str) -> Any:
+        tag = self._loader.resolve(ScalarNode, text, (True, False))
+        if tag == "tag:yaml.org,2002:str":
+            value: Any = text
+        elif tag == "tag:yaml.org,2002:merge":
+            value = _MERGE
+        elif tag == "tag:yaml.org,2002:value":
+            raise _Unusual
+        else:
+            value = self._loader.yaml_constructors[tag](self._loader, ScalarNode(tag, text))
+        # Names of entries and URLs occur once.
+        if len(text) < 24 and len(self) < 10_000:
+            self[text] = value
+        return value
 
 
 @contextmanager
@@ -84,12 +206,8 @@ def read_document(text: str, origin: str) -> dict[str, Any]:
     text = text.replace("!template ", "")
     data: Any = None
     try:
-        loader = _Loader(text)
-        try:
-            with _collector_paused():
-                data = loader.get_single_data()
-        finally:
-            loader.dispose()
+        with _collector_paused():
+            data = _read(text)
     except yaml.YAMLError as error:
         raise EntryError(f"Catalogue {yaml_complaint(error, origin)}") from None
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -103,6 +221,19 @@ def read_document(text: str, origin: str) -> dict[str, Any]:
             f"{type(data).__name__}."
         )
     return data
+
+
+def _read(text: str) -> Any:
+    if _Parser is not None:
+        try:
+            return _fast(text)
+        except (_Unusual, KeyError, TypeError):  # an alias of nothing, a key that cannot be one
+            pass
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def read_text(url: str, storage_options: dict[str, Any] | None = None) -> str:

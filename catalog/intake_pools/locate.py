@@ -1,6 +1,7 @@
 """Which data centre hosts a path or URL, and why.
 
-An entry's own word comes first, then the rules of a data-centres file. Nothing is opened or asked for.
+An entry's own word comes first, then the rules of a data-centres file. What neither knows is asked for
+(`intake_pools.asking`), if that is switched on.
 """
 
 from __future__ import annotations
@@ -73,8 +74,6 @@ def locate(
     DataCentresError
         If the data-centres file is wrong.
     """
-    from dask_pools import data_centres as rules
-
     known = rules_of(data_centres)
     if entry_word is not None:
         check_name(entry_word)
@@ -87,24 +86,34 @@ def locate(
             )
         return Location(entry_word, f"stated by {said_in}")
 
+    name = os.fspath(url)
+    if known is not None and (matching := known.matches(name, storage_options)):
+        return Location(matching[0].data_centre, str(matching[0]), matching[0], tuple(matching[1:]))
+
+    from dask_pools.places import place_of
+    from intake_pools import asking
     from intake_pools.entries import public_url
 
-    shown = public_url(os.fspath(url))
+    if known is not None and (asked := asking.rule_of_region(name, known, storage_options)):
+        rule, region = asked
+        return Location(rule.data_centre, f"{rule}, of the region that the store names: {region}", rule)
+    if answered := asking.probe(name, known, storage_options):
+        return Location(answered[0].data_centre, str(answered[0]), answered[0], tuple(answered[1:]))
+
+    shown = public_url(name)
     if known is None:
         raise UnlocatedError(
             f"No data centre is known for {shown}, since there is no data-centres file. State one with "
             "data_centre=, or name a file: `data_centres_file` in the catalogue's metadata, or "
             "dask.config.set({'pools.data-centres': 'data-centres.yaml'})."
         )
-    if matching := known.matches(os.fspath(url), storage_options):
-        return Location(matching[0].data_centre, str(matching[0]), matching[0], tuple(matching[1:]))
-    if rules.place_of(os.fspath(url)).relative:
+    if place_of(name).relative:
         raise UnlocatedError(
             f"{shown} is a relative path, which no prefix can match: it is relative to the working directory "
             f"of the workers. State where it lives with data_centre=. {known.origin} knows: "
             f"{', '.join(known.names) or 'none'}."
         )
-    nearest = known.nearest(os.fspath(url))
+    nearest = known.nearest(name)
     hint = f" The nearest is {nearest.pattern} of {nearest.data_centre}." if nearest else ""
     prefixes = "; ".join(f"{rule.pattern} ({rule.data_centre})" for rule in known.rules[:_SHOWN]) or "none"
     more = f"; and {len(known.rules) - _SHOWN} more" if len(known.rules) > _SHOWN else ""

@@ -39,6 +39,9 @@ _PRIORITY = 100
 
 # More would take the scheduler longer to hand out than they save.
 _MOST_BATCHES = 64
+# So many chunks of automatic size fit into a thread's share of memory: what it reads, what it makes of them,
+# and what waits to be combined.
+_CHUNKS_OF_A_THREAD = 16
 
 T = TypeVar("T")
 
@@ -334,6 +337,7 @@ def _batch(
     """Open those files of a list that are number `index` of `number` parts; combine them, if `together`."""
     if isinstance(listing, _Failure):
         return listing
+    limits = replace(limits, automatic=_automatic_chunk(limits.chunk))
     first, last = (len(listing) * part // number for part in (index, index + 1))
 
     def opened() -> _Batch | _Apart:
@@ -357,6 +361,13 @@ def _batch(
             return _APART
 
     return _explained(entry, opened)
+
+
+def _automatic_chunk(most: int) -> int:
+    """Bytes of a chunk where an entry leaves them to us: as the memory of this pool's workers allows."""
+    worker = _own_worker()
+    memory = getattr(getattr(worker, "memory_manager", None), "memory_limit", None)
+    return min(most, memory // worker.state.nthreads // _CHUNKS_OF_A_THREAD) if memory else most
 
 
 def _combination(

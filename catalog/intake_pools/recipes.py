@@ -43,20 +43,28 @@ class Limits:
         What Dask's layers are annotated with.
     data : bool
         Whether small data variables come with the metadata, as small coordinates do.
+    automatic : int or None
+        Bytes of a chunk where the entry says ``chunks: auto``: known in the pool, not to the client. None is
+        as `chunk`.
     """
 
     eager: int
     chunk: int
     annotations: Mapping[str, Any]
     data: bool = True
+    automatic: int | None = None
 
 
 # All variables that come with the metadata, beside indexes, together: so many times the limit for one.
 _EAGER_TOGETHER = 16
 
 
-def chunks_of(variable: xr.Variable, asked: Any, limit: int) -> tuple[tuple[int, ...], ...]:
+def chunks_of(
+    variable: xr.Variable, asked: Any, limit: int, automatic: int | None = None
+) -> tuple[tuple[int, ...], ...]:
     """Chunks of a variable, as `xarray.open_dataset` chooses them.
+
+    But ``"auto"`` gives whole stored chunks: xarray's may cut through them, and each is then read twice.
 
     Parameters
     ----------
@@ -67,10 +75,17 @@ def chunks_of(variable: xr.Variable, asked: Any, limit: int) -> tuple[tuple[int,
     limit : int
         Bytes of a chunk of a variable that is stored in one piece and larger than this. xarray would read it
         whole; it is cut across its first dimensions, so that each chunk is one stretch of the file.
+    automatic : int, optional
+        Bytes of a chunk where "auto" is asked for; by default as `limit`.
     """
     shape, dtype = variable.shape, variable.dtype
     stored = variable.encoding.get("preferred_chunks") or {}
     preferred = tuple(stored.get(dim, size) for dim, size in zip(variable.dims, shape, strict=True))
+    automatic = limit if automatic is None else automatic
+    if asked == "auto":
+        room = max(1, automatic // dtype.itemsize)
+        sizes = _whole(shape, preferred, room) if stored else _stretches(shape, room)
+        asked = dict(zip(variable.dims, sizes, strict=True))
     if not isinstance(asked, Mapping):
         asked = dict.fromkeys(variable.dims, asked)
     wanted = tuple(asked.get(dim) or size for dim, size in zip(variable.dims, preferred, strict=True))
@@ -82,6 +97,16 @@ def chunks_of(variable: xr.Variable, asked: Any, limit: int) -> tuple[tuple[int,
         wanted, shape=shape, dtype=known, limit=limit, previous_chunks=preferred
     )
     return chunks
+
+
+def _whole(shape: tuple[int, ...], stored: tuple[int, ...], limit: int) -> tuple[int, ...]:
+    """Find sizes of chunks of at most `limit` elements, or one stored chunk, made of whole stored chunks."""
+    sizes = [min(own, size) for own, size in zip(stored, shape, strict=True)]
+    # The last dimension first: those are next to each other in most files and stores.
+    for axis in reversed(range(len(shape))):
+        if sizes[axis]:
+            sizes[axis] = min(shape[axis], sizes[axis] * max(1, limit // max(1, math.prod(sizes))))
+    return tuple(sizes)
 
 
 def _stretches(shape: tuple[int, ...], limit: int) -> tuple[int, ...]:
@@ -125,7 +150,7 @@ def dataset_of(opened: Opened, entry: Entry, limits: Limits, *, eager_data: bool
         if name in small:
             variables[name] = xr.Variable(variable.dims, variable.values, variable.attrs, variable.encoding)
         else:
-            chunks = chunks_of(variable, entry.chunks, limits.chunk)
+            chunks = chunks_of(variable, entry.chunks, limits.chunk, limits.automatic)
             mosaic = mosaic_of(state, name, variable.dtype, chunks)
             variables[name] = xr.Variable(variable.dims, mosaic, variable.attrs, variable.encoding)
     made = _with(dataset, variables)

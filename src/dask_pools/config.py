@@ -13,6 +13,12 @@ DEFAULTS: dict[str, Any] = {
         "propagate": True,
         # Path of the data-centres file to use where a catalogue names none.
         "data-centres": None,
+        # Path or URL of the catalogue in which load_from_catalog looks for what is said about a path.
+        "catalog": None,
+        # Whether an S3 store is asked for the region of a bucket that no rule knows.
+        "ask-regions": False,
+        # Whether one worker of each pool is asked if it can see a URL that no rule knows; the fastest counts.
+        "probe": False,
         # How long to wait for workers of a pool that has none, at opening and at computing.
         "wait-for-workers": "60s",
         # Coordinates and other variables up to this size come with the metadata when an entry is opened.

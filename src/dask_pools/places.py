@@ -291,6 +291,8 @@ class _Node:
     plain: dict[str, _Node] = field(default_factory=dict)
     # Patterns by what they begin with before the first wild card: most are ruled out by that.
     wild: dict[str, list[tuple[re.Pattern[str], _Node]]] = field(default_factory=dict)
+    # Longest of those beginnings.
+    head: int = 0
     # After ``**``: any number of components.
     anywhere: _Node | None = None
 
@@ -298,7 +300,7 @@ class _Node:
         if (node := self.plain.get(component)) is not None:
             yield node
         if self.wild:
-            for end in range(min(len(component), max(map(len, self.wild))) + 1):
+            for end in range(min(len(component), self.head) + 1):
                 for pattern, node in self.wild.get(component[:end], ()):
                     if pattern.fullmatch(component):
                         yield node
@@ -342,6 +344,7 @@ class Rules:
                 node = node.plain.setdefault(component, _Node())
             else:
                 patterns = node.wild.setdefault(component[: wild.start()], [])
+                node.head = max(node.head, wild.start())
                 pattern = _component(component)
                 known = next((after for one, after in patterns if one is pattern), None)
                 if known is None:

@@ -125,7 +125,7 @@ class PlacingOptimizer(int):
                         scheduler.install_from_thread(running)
                 if self.budget is not None and sent:
                     self._check_budget(dsk, layers, keys, kind)
-                return lower.place(layers, keys, kind, name_pins=not sent, costs=self._costs())
+                return lower.place(layers, keys, kind, name_pins=not sent, costs=self.costs())
         except PoolsError:
             raise
         except Exception:
@@ -143,15 +143,15 @@ class PlacingOptimizer(int):
         if layers is None:
             loose = len(HighLevelGraph.merge(dsk).cull(set(flatten([keys]))).to_dict())
             return Plan((PoolShare(ANYWHERE, tasks=loose),), budget=budget)
-        return summarise(lower.plan(layers, keys, kind, self._costs()), layers, dsk.layers, workers, budget)
+        return summarise(lower.plan(layers, keys, kind, self.costs()), layers, dsk.layers, workers, budget)
 
     def _check_budget(self, dsk: HighLevelGraph, layers: lower.Layers, keys: Any, kind: lower.Kind) -> None:
         """Refuse a graph that would move more than the budget allows."""
-        placed = lower.plan(layers, keys, kind, self._costs())
+        placed = lower.plan(layers, keys, kind, self.costs())
         if self.budget is not None and crossed_bytes(placed) > self.budget:
             raise TransferBudgetError.of(summarise(placed, layers, dsk.layers, budget=self.budget))
 
-    def _costs(self) -> dict[str, dict[str, float]]:
+    def costs(self) -> dict[str, dict[str, float]]:
         """Tell what a byte costs from one pool to another, by the data-centres files of whoever computes."""
         known = self.rules if self.propagate is not None else targets.rules_to_send()
         together: dict[str, dict[str, float]] = {}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from dask_pools import get_pool, pins
-from dask_pools.errors import EntryError, MixedPoolsError
+from dask_pools import get_pool, pins, pool
+from dask_pools.errors import EntryError, MixedPoolsError, ResidencyError
 from intake_pools import load_from_catalog, opening, remembered
 from intake_pools.entries import entry_of
 from intake_pools.replicas import ReplicaWarning, in_order
@@ -171,6 +171,25 @@ def test_what_stays_says_so_in_its_names_and_sends_no_small_data_along(
     assert small["t"].values[:1, :1, :3].tobytes() not in pickle.dumps(ds)
     free = load_from_catalog(f"{named}-*", data_centre="ecmwf", xarray_kwargs=options)
     assert not pins.stays(free["t"].data.name)
+
+
+def test_raw_chunks_that_stay_are_refused_elsewhere_and_reduced_ones_are_not(
+    client, write, ecmwf, eumetsat, forecast, named
+):
+    # xarray compares coordinates at once, and wherever it is told to.
+    forecast = forecast.drop_vars("area")
+    write(forecast, ecmwf / named)
+    write(forecast, eumetsat / named)
+    kept = load_from_catalog(named, data_centre="ecmwf", residency="stay")["t"]
+    free = load_from_catalog(named, data_centre="eumetsat")["t"]
+    # What it is combined with comes to it.
+    assert float(abs(free - kept).max()) == 0
+    mean = kept.mean("time")
+    with pool("eumetsat"):
+        astray, reduced = free - kept, mean * 2
+    assert float(reduced.mean()) == pytest.approx(2 * float(forecast["t"].mean()))
+    with pytest.raises(ResidencyError, match="'t' must stay in pool 'ecmwf'"):
+        astray.compute()
 
 
 def test_the_data_centres_file_may_say_that_its_data_stays(client, write, ecmwf, forecast, named, rules):

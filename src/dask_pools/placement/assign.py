@@ -5,12 +5,16 @@ DESIGN.md beside this file says what is minimised, by which methods, and what is
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 from dask_pools.placement.contract import Kernel, Scale, contract, loosen
 from dask_pools.placement.cut import INFINITE, BudgetExceededError, Network
 from dask_pools.placement.model import FREE, Model, cost
+
+MANY = 20
+"""Consumers of a result that has more are not looked at again when one of them moves."""
 
 STEPS = 400_000
 STEPS_PER_TASK = 4
@@ -209,7 +213,7 @@ def _crosses(model: Model, pools: Sequence[int]) -> bool:
 def _solve(kernel: Kernel, model: Model) -> tuple[list[int], bool]:
     """Pools of the nodes of a kernel, and whether that is a proven minimum."""
     if not kernel.size:
-        return [], True
+        return [], kernel.told_apart
     labels, exact = _search(kernel, STEPS + STEPS_PER_TASK * len(model.inputs))
     return labels, exact and kernel.told_apart and kernel.pools == 2
 
@@ -217,12 +221,10 @@ def _solve(kernel: Kernel, model: Model) -> tuple[list[int], bool]:
 def _refine(model: Model, kernel: Kernel, labels: list[int], pools: list[int], exact: bool) -> None:
     """Move single tasks, or chains of them, to where they cost less, or as much and have more threads."""
     moves = _Moves(kernel, labels)
-    nodes = {
-        node
-        for node in range(kernel.size)
-        if not exact or any(moves.gain(node, pool) >= 0 for pool in moves.near(node))
-    }
-    if not nodes:
+    nodes = set(range(kernel.size))
+    if exact:
+        nodes = {node for node in nodes if any(moves.gain(node, pool) >= 0 for pool in moves.near(node))}
+    if not nodes and not kernel.joined:
         return
     loose, work = loosen(model, kernel, pools, nodes)
     of_part = [FREE] * loose.size
@@ -361,8 +363,7 @@ def _exchange(kernel: Kernel, labels: list[int], a: int, b: int, budget: float) 
             join(node, sink, amount)
         elif amount < 0:
             join(source, node, -amount)
-    budget -= size
-    sides = network.cut(budget)
+    sides, budget = network.cut(budget)
     for node in range(size):
         if movable[node]:
             labels[node] = a if sides[node] else b
@@ -423,18 +424,34 @@ class _Moves:
         self.where[node] = pool
 
 
-def _improve(kernel: Kernel, labels: list[int], passes: int = 4) -> None:
-    """Move single nodes while that lowers the cost."""
+def _improve(kernel: Kernel, labels: list[int]) -> None:
+    """Move single nodes while that lowers the cost: those at the edge of a pool, and their neighbours."""
     moves = _Moves(kernel, labels)
-    for _ in range(passes):
-        moved = False
-        for node in range(kernel.size):
-            gain, pool = max(((moves.gain(node, pool), pool) for pool in moves.near(node)), default=(0.0, 0))
-            if gain > 1e-6:
-                moves.move(node, pool)
-                moved = True
-        if not moved:
-            break
+    edge: deque[int] = deque()
+    waiting = [False] * kernel.size
+
+    def ask(members: Iterable[int]) -> None:
+        for node in members:
+            if node < kernel.size and not waiting[node]:
+                waiting[node] = True
+                edge.append(node)
+
+    for net, readers in zip(kernel.nets, moves.readers, strict=True):
+        if sum(map(bool, readers)) > 1 or not readers[moves.where[net.producer]]:
+            ask((net.producer, *net.consumers))
+    left = 4 * kernel.size
+    while edge and left:
+        left -= 1
+        node = edge.popleft()
+        waiting[node] = False
+        gain, pool = max(((moves.gain(node, pool), pool) for pool in moves.near(node)), default=(0.0, 0))
+        if gain > 1e-6:
+            moves.move(node, pool)
+            for number in moves.nets_of[node]:
+                net = kernel.nets[number]
+                # Hubs are read by too many to ask each of them again.
+                if len(net.consumers) < MANY:
+                    ask((net.producer, *net.consumers))
     labels[:] = moves.where[: kernel.size]
 
 

@@ -6,7 +6,8 @@ that read it; it costs its bytes once for each pool that it touches beyond the f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -17,6 +18,9 @@ TINY = 1e-6
 
 SMALL = 150
 """Models with up to so many free tasks are taken as they are; of larger ones like tasks are joined."""
+
+MAX_SIZES = 100
+"""With more sizes than this among the tasks, sizes no longer tell them apart."""
 
 MAX_ROUNDS = 40
 MAX_REFINEMENTS = 6
@@ -45,7 +49,9 @@ class Kernel:
     """Number of pools."""
     costs: list[list[float]] | None
     told_apart: bool = True
-    """Whether every placement of least cost between two pools can be written with these nodes."""
+    """Whether some placement of least cost between two pools can be written with these nodes."""
+    joined: set[int] = field(default_factory=set)
+    """Tasks that are with others, or settled with them, although they could not be told to be alike."""
 
     def spread(self, labels: list[int]) -> list[int]:
         """Pools of all tasks, given those of the nodes."""
@@ -74,6 +80,7 @@ def contract(model: Model) -> Kernel:
     merged = _join_what_stays(model, rep)
     _sweep(model, rep, scale, merged)
     groups, size, told_apart = _group(model, rep, merged)
+    joined = set() if told_apart else {task for task in range(tasks) if rep[task] == task} - merged
     del rep
     nets = _nets(model, groups)
     rep = list(range(size + pools))
@@ -87,7 +94,9 @@ def contract(model: Model) -> Kernel:
             break
     _settle_parts(nets, rep, size, equal)
     nets = _relabel(nets + fixed, None, rep, size, pools, equal)
-    return _kernel(model, nets, rep, size, groups, told_apart)
+    kernel = _kernel(model, nets, rep, size, groups)
+    kernel.told_apart, kernel.joined = told_apart, joined
+    return kernel
 
 
 def _group(model: Model, rep: list[int], merged: set[int]) -> tuple[list[int], int, bool]:
@@ -148,10 +157,13 @@ def _colours(model: Model, roots: list[int], merged: set[int], most: int) -> tup
     tasks, inputs_of, nbytes = len(roots), model.inputs, model.nbytes
     # A settled task, and one that was joined to others, looks like its pool or its set, whatever is near it.
     fixed = [root >= tasks or task in merged for task, root in enumerate(roots)]
+    sizes: list[Any] = nbytes
+    exact = len(set(sizes)) <= MAX_SIZES
+    if not exact:
+        # Sizes that all differ, as of frames or texts: tasks of a layer are then alike whatever they hold.
+        sizes = model.layers or [round(math.log2(size + 1) / 2) for size in nbytes]
     mix = _Mix()
-    colours = [
-        mix[root, True] if fixed[task] else mix[nbytes[task], False] for task, root in enumerate(roots)
-    ]
+    colours = [mix[root, True] if fixed[task] else mix[sizes[task], False] for task, root in enumerate(roots)]
     free = [task for task in range(tasks) if not fixed[task]]
     count = len({colours[task] for task in free})
     backward = range(tasks - 1, -1, -1)
@@ -172,10 +184,10 @@ def _colours(model: Model, roots: list[int], merged: set[int], most: int) -> tup
                 for source in inputs:
                     reads += net[source]
                 new[task] = colour = mix[colour, reads]
-            net[task] = mix[colour, nbytes[task], read_by[task]]
+            net[task] = mix[colour, sizes[task], read_by[task]]
         found = len({new[task] for task in free})
         if found == count:
-            return colours, True
+            return colours, exact
         if found > most:
             return colours, False
         colours, count = new, found
@@ -400,9 +412,7 @@ def _settle_parts(nets: list[Net], rep: list[int], tasks: int, equal: bool) -> N
             (rep[node],) = near
 
 
-def _kernel(
-    model: Model, nets: list[Net], rep: list[int], size: int, groups: list[int], told_apart: bool
-) -> Kernel:
+def _kernel(model: Model, nets: list[Net], rep: list[int], size: int, groups: list[int]) -> Kernel:
     """Write down what is left, its nodes numbered anew."""
     pools = len(model.pools)
     parts = _Parts()
@@ -425,7 +435,7 @@ def _kernel(
         else:
             kept[like] = Net(net.nbytes, producer, consumers)
     of = [number_of[group] for group in groups]
-    return Kernel(len(nodes), list(kept.values()), of, pools, model.costs, told_apart)
+    return Kernel(len(nodes), list(kept.values()), of, pools, model.costs)
 
 
 def loosen(model: Model, kernel: Kernel, pools: list[int], nodes: set[int]) -> tuple[Kernel, list[float]]:
@@ -438,7 +448,7 @@ def loosen(model: Model, kernel: Kernel, pools: list[int], nodes: set[int]) -> t
     pools : list of int
         For each task its pool.
     nodes : set of int
-        The nodes to take apart; all other tasks count as settled.
+        The nodes to take apart; all other tasks count as settled, but those in `kernel.joined`.
 
     Returns
     -------
@@ -448,12 +458,14 @@ def loosen(model: Model, kernel: Kernel, pools: list[int], nodes: set[int]) -> t
     """
     tasks = len(model.inputs)
     loose = [node in nodes for node in kernel.of]
+    for task in kernel.joined:
+        loose[task] = pools[task] != FREE
     parts = _Parts()
     for task, inputs in enumerate(model.inputs):
         if loose[task]:
             parts.find(task)
             for source in inputs:
-                if loose[source] and kernel.of[source] == kernel.of[task]:
+                if loose[source] and kernel.of[source] == kernel.of[task] < kernel.size:
                     parts.join(source, task)
     numbers: dict[int, int] = {}
     for task in list(parts.above):

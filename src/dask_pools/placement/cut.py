@@ -45,7 +45,7 @@ class Network:
         self._arcs[start].append(number)
         self._arcs[end].append(number + 1)
 
-    def cut(self, budget: float = INFINITE) -> list[bool]:
+    def cut(self, budget: float = INFINITE) -> tuple[list[bool], float]:
         """Part the nodes so that the capacity from the source's side to the sink's is least.
 
         Parameters
@@ -55,8 +55,10 @@ class Network:
 
         Returns
         -------
-        list of bool
+        sides : list of bool
             For each node whether it is on the source's side, which is the smallest of all minimum cuts.
+        budget : float
+            What is left of it.
 
         Raises
         ------
@@ -76,7 +78,7 @@ class Network:
                         level[end] = level[node] + 1
                         queue.append(end)
             if level[sink] < 0:
-                return [found >= 0 for found in level]
+                return [found >= 0 for found in level], budget
             if budget < 0:
                 raise BudgetExceededError
             budget = self._push(level, budget)

@@ -1,0 +1,84 @@
+"""Where something is that no rule knows: asked of its store, or of the workers."""
+
+import logging
+import uuid
+
+import dask
+import fsspec
+import pytest
+
+from dask_pools.errors import UnlocatedError
+from intake_pools import load_from_catalog
+from intake_pools.locate import locate
+
+RULES = {"data_centres": {"ecmwf": {"regions": ["s3:eu-west-2"]}, "eumetsat": {"prefixes": ["/sat/"]}}}
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.mark.parametrize(("region", "located"), [("eu-west-2", True), ("eu-north-1", False)])
+def test_the_region_of_a_bucket_is_asked_of_its_store_if_that_is_switched_on(endpoint, region, located):
+    options = {"key": "k", "secret": "hush-hush", "client_kwargs": {"endpoint_url": endpoint}}
+    name = f"b-{uuid.uuid4().hex}"
+    store = fsspec.filesystem("s3", **options, skip_instance_cache=True)
+    store.call_s3("create_bucket", Bucket=name, CreateBucketConfiguration={"LocationConstraint": region})
+    with pytest.raises(UnlocatedError):
+        locate(f"s3://{name}/a", data_centres=RULES, storage_options=options)
+    with dask.config.set({"pools.ask-regions": True}):
+        if not located:
+            with pytest.raises(UnlocatedError):
+                locate(f"s3://{name}/a", data_centres=RULES, storage_options=options)
+            return
+        found = locate(f"s3://{name}/a", data_centres=RULES, storage_options=options)
+    assert found.data_centre == "ecmwf"
+    assert found.evidence == (
+        "region s3:eu-west-2 (the data centres given), of the region that the store names: eu-west-2"
+    )
+
+
+def test_a_store_that_does_not_answer_locates_nothing(endpoint):
+    options = {"key": "k", "secret": "hush-hush", "client_kwargs": {"endpoint_url": endpoint}}
+    with dask.config.set({"pools.ask-regions": True}), pytest.raises(UnlocatedError):
+        locate(f"s3://none-{uuid.uuid4().hex}/a", data_centres=RULES, storage_options=options)
+
+
+def test_the_pool_whose_worker_sees_a_file_is_found_by_asking_if_that_is_switched_on(
+    client, eumetsat, forecast, named, write
+):
+    write(forecast, eumetsat / named)
+    with pytest.raises(UnlocatedError):
+        locate(named, data_centres=RULES)
+    with dask.config.set({"pools.probe": True}):
+        found = locate(named, data_centres=RULES)
+        assert found.data_centre == "eumetsat"
+        assert found.rule.kind == "probe"
+        assert "asked of one worker of each pool" in found.evidence
+        assert load_from_catalog(named).sizes["time"] == 6
+        with pytest.raises(UnlocatedError):
+            locate(f"none-{named}", data_centres=RULES)
+
+
+def test_of_two_pools_that_see_a_file_the_other_is_a_runner_up(client, tmp_path, forecast, write):
+    write(forecast, tmp_path / "a.nc")
+    with dask.config.set({"pools.probe": True}):
+        found = locate(tmp_path / "a.nc", data_centres=RULES)
+    assert {found.data_centre, *(rule.data_centre for rule in found.runners_up)} == {"ecmwf", "eumetsat"}
+
+
+def test_without_a_client_nobody_is_asked(alone, monkeypatch):
+    def nobody():
+        raise ValueError("No clients found")
+
+    monkeypatch.setattr("distributed.default_client", nobody)
+    with dask.config.set({"pools.probe": True}), pytest.raises(UnlocatedError):
+        locate("a.nc", data_centres=RULES)

@@ -1,0 +1,268 @@
+"""One entry in both versions of Intake, catalogues for several machines, and URLs in chains."""
+
+from pathlib import Path
+
+import intake
+import pytest
+import xarray as xr
+from intake.readers.datatypes import HDF5, Zarr
+from intake.readers.readers import XArrayDatasetReader
+
+from dask_pools import get_pool
+from dask_pools.errors import EntryError
+from intake_pools import open_catalog
+from intake_pools.drivers import PooledNetCDFSource, PooledZarrSource
+from intake_pools.readers import PooledReader
+
+VERSION1 = """\
+sources:
+  data: {{driver: {driver}, args: {{urlpath: '{{{{ CATALOG_DIR }}}}/{name}', chunks: {{time: 3}}}}}}
+"""
+MACHINES = VERSION1.replace("CATALOG_DIR", "DATA_PATH")
+VERSION2 = """\
+version: 2
+aliases: {{}}
+metadata: {{}}
+user_parameters: {{}}
+data:
+  d: {{datatype: 'intake.readers.datatypes:{datatype}', metadata: {{}}, user_parameters: {{}},
+      kwargs: {{url: '{{CATALOG_DIR}}/{name}'}}}}
+entries:
+  data: {{reader: 'intake.readers.readers:XArrayDatasetReader', metadata: {{}}, user_parameters: {{}},
+         output_instance: 'xarray:Dataset', kwargs: {{args: ['{{data(d)}}'], chunks: {{time: 3}}}}}}
+"""
+
+
+def pins(dataset: xr.Dataset) -> dict[str, tuple[str, list[str]]]:
+    """Pool and names of tasks of every variable that is read in a pool."""
+    return {
+        str(name): (get_pool(array), sorted(map(str, array.__dask_graph__())))
+        for name, array in dataset.variables.items()
+        if array.chunks
+    }
+
+
+@pytest.mark.usefixtures("lazily")
+@pytest.mark.parametrize("kind", ["netcdf4", "zarr3"])
+def test_one_entry_is_the_same_in_both_versions_and_in_python(client, ecmwf, forecast, named, write, kind):
+    directory = ecmwf / f"generations-{named}"
+    directory.mkdir()
+    write(forecast, directory / "data", kind)
+    netcdf = kind == "netcdf4"
+    names = {
+        "name": "data",
+        "driver": "netcdf" if netcdf else "zarr",
+        "datatype": "HDF5" if netcdf else "Zarr",
+    }
+    (directory / "one.yaml").write_text(VERSION1.format(**names))
+    (directory / "two.yaml").write_text(VERSION2.format(**names))
+    rules = {"data_centres": {"ecmwf": {"prefixes": [str(directory)]}}}
+    url = str(directory / "data")
+    made = intake.entry.Catalog()
+    made["data"] = XArrayDatasetReader((HDF5 if netcdf else Zarr)(url=url), chunks={"time": 3})
+    made.to_yaml_file(str(directory / "made.yaml"))
+    source = PooledNetCDFSource if netcdf else PooledZarrSource
+    opened = [
+        open_catalog(directory / "one.yaml", data_centres=rules)["data"].to_dask(),
+        open_catalog(directory / "two.yaml", data_centres=rules)["data"].to_dask(),
+        open_catalog(directory / "made.yaml", data_centres=rules)["data"].to_dask(),
+        source(url, chunks={"time": 3}, data_centre="ecmwf").to_dask(),
+        PooledReader((HDF5 if netcdf else Zarr)(url=url), chunks={"time": 3}, data_centres=rules).read(),
+    ]
+    first = opened[0]
+    assert {pool for pool, _ in pins(first).values()} == {"ecmwf"}
+    for other in opened[1:]:
+        assert pins(other) == pins(first)
+        xr.testing.assert_identical(other, first)
+    xr.testing.assert_allclose(first.compute(), forecast)
+
+
+@pytest.mark.usefixtures("lazily")
+def test_a_pipeline_of_version_2_starts_in_the_pool(client, ecmwf, forecast, named, write):
+    write(forecast, ecmwf / named)
+    catalogue = intake.entry.Catalog()
+    reader = XArrayDatasetReader(HDF5(url=str(ecmwf / named)), chunks={})
+    catalogue["mean"] = reader.t.mean("time")
+    catalogue["first"] = reader.isel(time=0)["t"]
+    path = ecmwf / f"{named}.yaml"
+    catalogue.to_yaml_file(str(path))
+    ours = open_catalog(path, data_centres={"data_centres": {"eumetsat": {"prefixes": [str(ecmwf)]}}})
+    made = ours.mean.read()
+    assert get_pool(made) == "eumetsat"
+    xr.testing.assert_allclose(made.compute(), forecast["t"].mean("time"))
+    xr.testing.assert_allclose(ours["first"].read().compute(), forecast["t"].isel(time=0))
+    assert sorted(ours) == ["first", "mean"]
+    assert list(ours.search("isel")) == ["first"]
+
+
+def test_a_parameter_of_version_2_is_filled_in_and_checked(tmp_path):
+    text = VERSION2.format(name="{year}.nc", datatype="HDF5").replace(
+        "user_parameters: {}\ndata",
+        "user_parameters:\n  year: {cls: 'intake.readers.user_parameters:OptionsUserParameter', dtype: int,\n"
+        "         default: 2025, options: [2025, 2026], description: ''}\ndata",
+    )
+    (tmp_path / "two.yaml").write_text(text)
+    catalogue = open_catalog(
+        tmp_path / "two.yaml", data_centres={"data_centres": {"x": {"prefixes": [str(tmp_path)]}}}
+    )
+    assert catalogue.plain_entry("data").urls == (f"{tmp_path}/2025.nc",)
+    assert catalogue(year=2026).plain_entry("data").urls == (f"{tmp_path}/2026.nc",)
+    with pytest.raises(EntryError, match="its parameter 'year' cannot be 1999"):
+        catalogue(year=1999)["data"]
+
+
+RULES = """\
+data_centres:
+  ecmwf:
+    prefixes: [/data/, "s3://ecmwf-"]
+    parameters: {DATA_PATH: /perm/era, OTHER: x}
+  eumetsat:
+    parameters:
+      DATA_PATH: s3://archive/era
+"""
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> str:
+    (tmp_path / "rules.yaml").write_text(RULES)
+    return str(tmp_path / "rules.yaml")
+
+
+def copies(entry):
+    return [(one.urls, one.location.data_centre) for one in entry.replicas or (entry,)]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_catalogue_for_several_machines_has_a_replica_wherever_its_parameter_has_a_value(
+    tmp_path, rules, version
+):
+    if version == 1:
+        text = MACHINES.format(driver="zarr", name="era5.zarr")
+    else:
+        text = VERSION2.replace("CATALOG_DIR", "DATA_PATH").format(datatype="Zarr", name="era5.zarr")
+    (tmp_path / "cat.yaml").write_text(text)
+    catalogue = open_catalog(tmp_path / "cat.yaml", data_centres=rules)
+    entry = catalogue.plain_entry("data")
+    assert copies(entry) == [
+        (("/perm/era/era5.zarr",), "ecmwf"),
+        (("s3://archive/era/era5.zarr",), "eumetsat"),
+    ]
+    assert [one.location.evidence for one in entry.replicas] == [
+        f"stated by parameter DATA_PATH ({rules}, line 4)",
+        f"stated by parameter DATA_PATH ({rules}, line 7)",
+    ]
+    assert "data: ecmwf, eumetsat" in repr(catalogue)
+
+
+def test_a_parameters_value_of_the_users_own_leaves_one_copy_and_the_rules_to_decide(tmp_path, rules):
+    text = MACHINES.format(driver="zarr", name="a.zarr")
+    (tmp_path / "cat.yaml").write_text(text)
+    catalogue = open_catalog(tmp_path / "cat.yaml", data_centres=rules)
+    assert copies(catalogue.data(DATA_PATH="/data/mine")._resolved()) == [(("/data/mine/a.zarr",), "ecmwf")]
+
+
+def test_parameters_that_no_data_centre_has_all_of_are_named(tmp_path, rules):
+    (tmp_path / "cat.yaml").write_text(
+        "sources:\n"
+        "  both: {driver: zarr, args: {urlpath: '{{ DATA_PATH }}/{{ OTHER }}'}}\n"
+        "  none: {driver: zarr, args: {urlpath: '{{ NOWHERE }}/x'}}\n"
+    )
+    catalogue = open_catalog(tmp_path / "cat.yaml", data_centres=rules)
+    assert copies(catalogue.plain_entry("both")) == [(("/perm/era/x",), "ecmwf")]
+    with pytest.raises(EntryError, match=r"'NOWHERE' is undefined.*`parameters:` of the data-centres file"):
+        catalogue.plain_entry("none")
+
+
+@pytest.mark.parametrize(
+    ("url", "data_centre"),
+    [
+        ("reference::/data/refs/era5.json", "ecmwf"),
+        ("simplecache::s3://ecmwf-open/a.nc", "ecmwf"),
+        ("zip://a.nc::simplecache::s3://ecmwf-open/a.zip", "ecmwf"),
+        ("['/data/a*.nc', /data/b.nc]", "ecmwf"),
+        ("[/data/a.nc]", "ecmwf"),
+    ],
+)
+def test_chains_and_lists_are_located_by_what_is_at_their_end(tmp_path, rules, url, data_centre):
+    quoted = url if url.startswith("[") else f"'{url}'"
+    (tmp_path / "cat.yaml").write_text(f"sources: {{a: {{driver: netcdf, args: {{urlpath: {quoted}}}}}}}")
+    assert open_catalog(tmp_path / "cat.yaml", data_centres=rules).a.data_centre == data_centre
+
+
+def test_a_list_that_lives_in_two_data_centres_has_parts(tmp_path, rules):
+    Path(rules).write_text(RULES + "    prefixes: [/sat/]\n")
+    (tmp_path / "cat.yaml").write_text(
+        "sources: {a: {driver: netcdf, args: {urlpath: [/data/a.nc, /sat/b.nc]}}}"
+    )
+    catalogue = open_catalog(tmp_path / "cat.yaml", data_centres=rules)
+    assert [part.location.data_centre for part in catalogue.plain_entry("a").parts] == ["ecmwf", "eumetsat"]
+    assert "a: ecmwf, eumetsat" in repr(catalogue)
+
+
+def test_what_stock_intake_rejects_but_yaml_allows_still_gives_its_other_entries(tmp_path, rules):
+    (tmp_path / "cat.yaml").write_text(
+        "plugins: {source: [{module: not_installed_anywhere}]}\n"
+        "common: &common\n  driver: netcdf\n  metadata: {tags: [ocean]}\n"
+        "sources:\n"
+        "  merged:\n    <<: *common\n    args: {urlpath: /data/a.nc}\n"
+        "  unknown: {driver: a_driver_of_nobodys, args: {urlpath: /data/b.nc}}\n"
+        "  misplaced:\n"
+        "    driver: zarr\n"
+        "    args: {urlpath: /data/c.zarr, metadata: {owner: me}, chunks: {use_cftime: true, time: 5}}\n"
+        "  auto: {driver: zarr, args: {urlpath: /data/d.zarr, chunks: auto, consolidated: true}}\n"
+    )
+    with pytest.raises(Exception, match=r"found|module|Duplicate|construct"):
+        intake.open_catalog(str(tmp_path / "cat.yaml"))
+    catalogue = open_catalog(tmp_path / "cat.yaml", data_centres=rules)
+    assert list(catalogue) == ["merged", "unknown", "misplaced", "auto"]
+    assert catalogue.merged.data_centre == "ecmwf"
+    assert catalogue.merged.metadata == {"tags": ["ocean"]}
+    misplaced = catalogue.misplaced
+    assert (misplaced.chunks, misplaced.xarray_kwargs) == ({"time": 5}, {"use_cftime": True})
+    assert misplaced.metadata == {"owner": "me"}
+    assert catalogue.auto.chunks == "auto"
+    assert catalogue.auto.xarray_kwargs == {"consolidated": True}
+    with pytest.raises(EntryError, match=r"unknown of .* its driver is 'a_driver_of_nobodys'"):
+        catalogue.unknown.to_dask()
+
+
+def test_several_files_make_one_catalogue(tmp_path, rules):
+    for name in ("one", "two"):
+        (tmp_path / f"cat-{name}.yaml").write_text(
+            f"sources: {{{name}: {{driver: zarr, args: {{urlpath: /data/{name}}}}}}}"
+        )
+    for given in (f"{tmp_path}/cat-*.yaml", [tmp_path / "cat-one.yaml", tmp_path / "cat-two.yaml"]):
+        catalogue = open_catalog(given, data_centres=rules)
+        assert sorted(catalogue) == ["one", "two"]
+        assert catalogue.two.data_centre == "ecmwf"
+        assert "one: ecmwf" in repr(catalogue)
+    with pytest.raises(EntryError, match="have an entry 'one'"):
+        open_catalog([tmp_path / "cat-one.yaml"] * 2)
+    with pytest.raises(EntryError, match=r"Nothing matches .*none\*.yaml"):
+        open_catalog(f"{tmp_path}/none*.yaml")
+
+
+def test_rules_of_the_setting_and_of_the_catalogue_merge(tmp_path):
+    import dask
+
+    (tmp_path / "own.yaml").write_text("data_centres: {own: {prefixes: [/own]}}")
+    (tmp_path / "cat.yaml").write_text(
+        "metadata: {data_centres_file: own.yaml}\nsources:\n"
+        "  a: {driver: zarr, args: {urlpath: /own/a}}\n  b: {driver: zarr, args: {urlpath: /set/b}}\n"
+    )
+    with dask.config.set({"pools.data-centres": {"data_centres": {"set": {"prefixes": ["/set"]}}}}):
+        catalogue = open_catalog(tmp_path / "cat.yaml")
+        assert (catalogue.a.data_centre, catalogue.b.data_centre) == ("own", "set")
+
+
+def test_a_catalogue_survives_pickling_and_reads_its_file_again_when_it_has_changed(tmp_path, rules):
+    import pickle
+
+    path = tmp_path / "cat.yaml"
+    path.write_text("sources: {a: {driver: zarr, args: {urlpath: /data/a}}}")
+    catalogue = open_catalog(path, data_centres=rules)
+    assert pickle.loads(pickle.dumps(catalogue)).a.data_centre == "ecmwf"
+    assert pickle.loads(pickle.dumps(catalogue.a)).urlpath == "/data/a"
+    path.write_text("sources: {b: {driver: zarr, args: {urlpath: /data/b}}}")
+    catalogue.force_reload()
+    assert list(catalogue) == ["b"]
