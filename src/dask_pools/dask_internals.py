@@ -135,6 +135,19 @@ def reading_layer(name: str, sources: BlockwiseDep, slices: BlockwiseDep) -> Hig
     return HighLevelGraph.from_collections(name, layer)
 
 
+def arrays_of_partial(name: str) -> int:
+    """How many arrays the results of a layer hold that say that they are one.
+
+    Assumes that the layers of `dask.array.reductions` that begin a mean hand on a dict of two arrays (total
+    and number), those that begin a variance or standard deviation one of three, and that they are named after
+    the functions that do so.
+    """
+    operation = name.partition("-")[0]
+    if operation in ("mean_chunk", "mean_combine"):
+        return 2
+    return 3 if operation in ("moment_chunk", "moment_combine") else 1
+
+
 def merge_annotations(annotations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Annotations of a task fused from tasks that had these, by Dask's own rules for layers."""
     return dict(_fuse_annotations(*annotations))

@@ -184,6 +184,19 @@ def test_the_kind_of_an_output_can_be_told(make, kind):
         assert list(found) == [kind]
 
 
+@pytest.mark.parametrize("reduction", ["mean", "var", "std", "max"])
+def test_partial_means_and_variances_hold_several_arrays(reduction):
+    x = getattr(da.ones((12, 5), chunks=(1, 5)), reduction)(0, split_every=4)
+    tasks = convert_legacy_graph(x.dask.to_dict())
+    made = {}
+    for key, value in zip(tasks, dask.get(tasks, list(tasks)), strict=True):
+        made.setdefault(key[0], value)
+    # The first layer of a variance is named after the method, as others may be: it counts as one array.
+    for name, value in [(name, value) for name, value in made.items() if not name.startswith("var-")]:
+        arrays = sum(np.size(part) == 5 for part in value.values()) if isinstance(value, dict) else 1
+        assert arrays == internals.arrays_of_partial(name), name
+
+
 def test_a_scheduler_can_be_found_in_its_process():
     async def main():
         async with Scheduler(dashboard_address=None, host="127.0.0.1", port=0) as scheduler:

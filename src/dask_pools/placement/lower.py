@@ -602,7 +602,7 @@ def _nbytes(key: Key, layers: Layers) -> float | None:
     chunks, itemsize = layers.sizes[key[0]]
     if len(chunks) != len(key) - 1:
         return None
-    nbytes = itemsize
+    nbytes = itemsize * dask_internals.arrays_of_partial(key[0])
     for along, index in zip(chunks, key[1:], strict=True):
         nbytes *= along[index]
     return nbytes
