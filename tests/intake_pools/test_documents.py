@@ -10,12 +10,12 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from published import PUBLISHED
 
 from dask_pools import data_centres
 from dask_pools.errors import DataCentresError, PoolsError
 from intake_pools import documents, open_catalog
 
-PUBLISHED = sorted((Path(__file__).parent / "data").rglob("*.yaml"))
 ODD = [
     "a: 1\nb: [1, 2.5, yes, no, 010, 0x1f, 1_000, 1:30, ~, null, '1', 2026-01-02, .inf, 1e3, =x]\n",
     "c: &x {d: [1, [2, {e: f}]]}\ng: *x\nh: [*x, *x]\n",
@@ -30,7 +30,7 @@ ODD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [*(path.read_text() for path in PUBLISHED), *ODD])
+@pytest.mark.parametrize("text", [*(path.read_text() for path in sorted(PUBLISHED.rglob("*.yaml"))), *ODD])
 def test_a_document_reads_as_pyyaml_reads_it(text):
     assert documents._read(text) == yaml.safe_load(text)
 

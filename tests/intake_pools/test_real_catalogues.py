@@ -1,14 +1,14 @@
 """Public catalogues, as their owners published them, with one data-centres file and no edit."""
 
-from pathlib import Path
-
 import pytest
+from published import PUBLISHED, needs_published
 
 from dask_pools import data_centres
 from dask_pools.errors import EntryError, UnlocatedError
 from intake_pools import open_catalog
 
-PUBLISHED = Path(__file__).parent / "data" / "real-catalogues"
+pytestmark = needs_published
+
 RULES = """\
 data_centres:
   gcp-us-central1:
