@@ -106,8 +106,8 @@ class RootQueue:
                 self._fill_soon()
         elif finish == "waiting":
             # For the first time, or because its result was lost with a worker.
-            if key in self._roots:
-                self._mark(self._scheduler.tasks[key])
+            if key in self._roots and not is_held(task := self._scheduler.tasks[key]):
+                self._mark(task)
         elif finish == "forgotten":
             self._roots.pop(key, None)
         if start == "processing":

@@ -32,7 +32,7 @@ from dask_pools import pins
 from dask_pools.config import propagating, wait_for_workers
 from dask_pools.dask_internals import P2PBarrierTask, TaskState
 from dask_pools.errors import MixedPoolsError, PoolUnavailableError, VersionMismatchError
-from dask_pools.queueing import RootQueue, is_held
+from dask_pools.queueing import RootQueue
 from dask_pools.traffic import open_account
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self._missing: dict[str, _Missing] = {}
         self._barriers: set[Key] = set()
         self._checks: set[asyncio.Task[None]] = set()
+        self._next_check = 0.0
 
     async def start(self, scheduler: Scheduler) -> None:
         """Begin to watch; distributed calls this where a client registers the plugin."""
@@ -339,16 +340,20 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     def _check(self) -> None:
         """Ask for pools that tasks wait for, and fail those tasks if nobody will bring workers."""
         now = monotonic()
+        if now < self._next_check:
+            return
         for missing in self._missing.values():
             missing.tasks.clear()
         stuck: dict[Key, tuple[str, ...]] = {}
         self._queue.keep_waiting()
-        manned = {pool for pool in self.seen if self._workers_of(pool)}
+        # There may be a million tasks, which require few different things.
+        looked: dict[tuple[str, ...], tuple[tuple[str, ...], list[str]]] = {}
         for task in self.scheduler.unrunnable:
-            if is_held(task) and pins.pool_of_resources(task.resource_restrictions) in manned:
-                continue
-            pools = _pools_offered(task.resource_restrictions)
-            lacking = [pool for pool in pools if not self._workers_of(pool)]
+            required = tuple(task.resource_restrictions or ())
+            if required not in looked:
+                pools = _pools_offered(task.resource_restrictions)
+                looked[required] = pools, [pool for pool in pools if not self._workers_of(pool)]
+            pools, lacking = looked[required]
             for pool in lacking:
                 self._missing.setdefault(pool, _Missing(now)).tasks.add(task.key)
             if len(pools) > 1 and not lacking:
@@ -368,6 +373,8 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 del self._missing[pool]
         if errors:
             self._fail(errors)
+        # A look at very many tasks is not to keep the scheduler from its work.
+        self._next_check = monotonic() + 10 * (monotonic() - now)
 
     def _reason_to_give_up(self, pool: str, waited: float, patience: float) -> str | None:
         """Say why nobody should wait longer for workers of `pool`, and what to type; None: go on waiting."""
