@@ -34,9 +34,9 @@ test-lab: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/lab $(TEST_ARGS) || { status=$$?; [ $$status -eq 5 ] || exit $$status; }
 
 bench: $(VENV)/.installed-dev
-	@for benchmark in benchmarks/*.py; do \
-		echo "== $$benchmark"; $(BIN)/python "$$benchmark" || exit 1; echo; \
-	done
+	@missed=; for benchmark in benchmarks/*.py; do \
+		echo "== $$benchmark"; $(BIN)/python "$$benchmark" || missed="$$missed $$benchmark"; echo; \
+	done; [ -z "$$missed" ] || { echo "Not as wanted:$$missed" >&2; exit 1; }
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -24,6 +24,8 @@ from rich.table import Table
 from dask_pools.cluster import LocalPools
 from intake_pools import load_from_catalog
 
+LIMIT = 1.05
+
 PROGRAMS: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
     "mean over time": lambda ds: ds.t.mean("time"),
     "anomalies, then their spread": lambda ds: (ds.t - ds.t.mean("time")).std(("lat", "lon")),
@@ -45,11 +47,12 @@ def tasks_of_last_graph(client: Client) -> int:
     return int(updates[-1]["metrics"]["tasks"])
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=400, help="size of the file")
     parser.add_argument("--runs", type=int, default=9, help="counted runs of each arm, in turn")
     args = parser.parse_args()
+    worst, equal = 0.0, True
     table = Table(
         "program", "tasks plain", "tasks pinned", "plain s", "pinned s", "pinned / plain", title="Pins"
     )
@@ -81,6 +84,8 @@ def main() -> None:
                         tasks[arm] = tasks_of_last_graph(client)
                 np.testing.assert_allclose(results["plain"], results["pinned"])
                 ratios = [b / a for a, b in zip(seconds["plain"], seconds["pinned"], strict=True)]
+                worst = max(worst, statistics.median(ratios))
+                equal &= tasks["plain"] == tasks["pinned"]
                 table.add_row(
                     name,
                     str(tasks["plain"]),
@@ -90,7 +95,9 @@ def main() -> None:
                     f"{statistics.median(ratios):.3f}",
                 )
     Console().print(table)
+    print(f"Pinned, a calculation takes {worst:.2f} × as long at most; allowed are {LIMIT} ×.")
+    return 0 if worst <= LIMIT and equal else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
