@@ -45,12 +45,12 @@ def demo(size: str, output: Path, keep: Path | None) -> None:
     Lays out a forecast and a climate scenario at one site, observations and another scenario at the other,
     starts workers at both, and computes the differences: first without pins, which fails, then with them.
     """
-    with _stoppable():
+    with _stoppable() as check:
         from dask_pools.errors import PoolsError
         from intake_pools.demo.story import DemoError, run
 
         try:
-            run(size=size, output=output, keep=keep)
+            run(size=size, output=output, keep=keep, check=check)
         except (DemoError, PoolsError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -216,34 +216,32 @@ def _walk(
                 yield from _walk(nested, f"{full}.", depth - 1)
 
 
-# Functions of Python and Dask that drop whatever exception is raised in them.
-_SWALLOWING = ("_gc_callback", "__del__", "getnode")
-
-
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def _stoppable() -> Iterator[Callable[[], None]]:
     """On Ctrl-C and on the order to terminate, leave by way of everything that cleans up, then exit.
 
-    Both become `KeyboardInterrupt`. Python drops exceptions in some places (a callback of its garbage
-    collector, which Dask has; where it looks for the host's address to make a UUID): there the signal is
-    put off.
+    Both become `KeyboardInterrupt`. Python and Dask drop exceptions in some places: in callbacks of the garbage
+    collector and finalisers with a message, where Python looks for the host's address without one. So there
+    is a function to call now and then, which raises it again.
     """
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGALRM:
-            received.append(number)
+        received.append(number)
         while frame is not None:
-            if frame.f_code.co_name in _SWALLOWING:
-                signal.setitimer(signal.ITIMER_REAL, 0.01)
+            if frame.f_code.co_name in ("_gc_callback", "__del__"):
                 return
             frame = frame.f_back
         raise KeyboardInterrupt
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    def check() -> None:
+        if received:
+            raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, stop) for number in signals]
     try:
-        yield
+        yield check
     except KeyboardInterrupt:
         click.echo("\nStopped. Nothing was left behind.", err=True)
         sys.exit(128 + (received or [signal.SIGINT])[0])  # as shells have it

@@ -93,7 +93,13 @@ def scenario_difference(cat: Any) -> xr.DataArray:
     return a1b.sel(time=period).mean("time") - e1.sel(time=period).mean("time")
 
 
-def run(size: str, output: Path, keep: Path | None, console: Console | None = None) -> None:
+def run(
+    size: str,
+    output: Path,
+    keep: Path | None,
+    console: Console | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Run the demo.
 
     Parameters
@@ -106,6 +112,8 @@ def run(size: str, output: Path, keep: Path | None, console: Console | None = No
         Directory to lay the sites out in and leave; None for a temporary one.
     console : rich.console.Console, optional
         Where to print.
+    check : callable, optional
+        Called between any two steps; may raise to end it.
 
     Raises
     ------
@@ -123,7 +131,8 @@ def run(size: str, output: Path, keep: Path | None, console: Console | None = No
         with start_pools(sites.directories, isolation) as cluster:
             console.print(f"Started {cluster}\nIsolation: {isolation.value}.")
             with cluster.get_client() as client:
-                outcomes, maps = _calculate(client, sites, isolation, console)
+                outcomes, maps = _calculate(client, sites, isolation, console, check)
+        check()
         console.print()
         console.print(_table(outcomes, sites))
     draw(maps, output)
@@ -214,8 +223,9 @@ def _prepare(root: Path, shape: FieldShape, samples: Path, console: Console) -> 
 
 
 def _calculate(
-    client: Client, sites: Sites, isolation: Isolation, console: Console
+    client: Client, sites: Sites, isolation: Isolation, console: Console, check: Callable[[], None]
 ) -> tuple[list[Outcome], list[Map]]:
+    check()
     cat = intake.open_catalog(str(shipped("demo.yaml")))
     for name in ("predictions", "observations", "a1b", "e1"):
         console.print(f"cat.{name}.data_centre: {cat[name].data_centre}")
@@ -227,14 +237,17 @@ def _calculate(
         )
         stock = partial(_stock_difference, sites)
         outcomes.append(_fail(client, "xarray and Dask alone", stock, FileNotFoundError, console))
+    check()
     console.print("\nThe catalogue, with pins switched off: a task in the wrong place is noticed.")
     forecast = partial(forecast_difference, cat)
     outcomes.append(_fail(client, "without pins", forecast, MisplacedTaskError, console))
 
+    check()
     console.print("\nThe forecast's mean less the observations, with pins.")
     expected = sites.expected_forecast_difference
     outcome, forecast_map = _succeed(client, "with pins", forecast, expected, console)
     outcomes.append(outcome)
+    check()
     console.print("\nScenario A1B less E1, with pins.")
     scenarios = partial(scenario_difference, cat)
     expected = sites.expected_scenario_difference
