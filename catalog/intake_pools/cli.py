@@ -220,9 +220,9 @@ def _walk(
 def _stoppable() -> Iterator[Callable[[], None]]:
     """On Ctrl-C and on the order to terminate, leave by way of everything that cleans up, then exit.
 
-    Both become `KeyboardInterrupt`. Python and Dask drop exceptions in some places: in callbacks of the garbage
-    collector and finalisers with a message, where Python looks for the host's address without one. So there
-    is a function to call now and then, which raises it again.
+    Both become `KeyboardInterrupt`. Python and Dask drop exceptions in some places: in callbacks of the
+    garbage collector and finalisers with a message, where Python looks for the host's address without one.
+    So there is a function to call now and then, which raises it again.
     """
     received: list[int] = []
 
