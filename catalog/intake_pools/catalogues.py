@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ import dask
 
 from dask_pools import data_centres as rules
 from dask_pools.errors import EntryError
-from intake_pools.locate import rules_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres, Given
     from intake_pools.entries import Entry
 
-__all__ = ["data_centres_of", "load_from_catalog", "open_catalog", "open_catalogue_at"]
+__all__ = ["load_from_catalog", "open_catalog"]
 
 
 def load_from_catalog(
@@ -175,6 +173,8 @@ def open_catalog(
     DataCentresError
         If the rules are wrong.
     """
+    from intake_pools.intake1 import open_catalogue_at
+
     known = None if data_centres is None else rules.load(data_centres)
     options = dict(storage_options) if storage_options else None
     names = (
@@ -224,89 +224,3 @@ def _together(opened: list[Any]) -> Any:
                 )
             entries[name] = catalogue._entries[name]
     return CombinedCatalog(entries, name=f"{len(opened)} files")
-
-
-def open_catalogue_at(
-    path: str,
-    *,
-    data_centres: DataCentres | None = None,
-    storage_options: dict[str, Any] | None = None,
-    allow_code: bool = False,
-    above: tuple[str, ...] = (),
-) -> Any:
-    """Open the catalogue in one file.
-
-    Parameters
-    ----------
-    path, data_centres, storage_options, allow_code
-        As in `open_catalog`.
-    above : tuple of str
-        Paths of the catalogues that it is nested in.
-
-    Raises
-    ------
-    EntryError
-        If it is not a catalogue, or nested in itself.
-    """
-    from intake_pools.intake1 import OtherVersion, PooledCatalog
-
-    try:
-        return PooledCatalog(
-            path,
-            data_centres=data_centres,
-            storage_options=storage_options,
-            allow_code=allow_code,
-            above=above,
-        )
-    except OtherVersion as other:
-        from intake_pools.intake2 import PooledCatalog2
-
-        return PooledCatalog2.of_document(
-            other.data,
-            path,
-            data_centres=data_centres,
-            storage_options=storage_options,
-            allow_code=allow_code,
-        )
-
-
-def data_centres_of(catalogue: Any) -> DataCentres | None:
-    """Rules that a catalogue, or one that it is nested in, was given or names itself; else the default ones.
-
-    Parameters
-    ----------
-    catalogue : intake.Catalog or None
-
-    Raises
-    ------
-    DataCentresError
-        If its data-centres file is missing or wrong.
-    """
-    seen: list[Any] = []
-    while catalogue is not None and not any(catalogue is one for one in seen):
-        seen.append(catalogue)
-        if (own := getattr(type(catalogue), "known_data_centres", None)) is not None:
-            known: DataCentres | None = own(catalogue)
-            return known
-        metadata = getattr(catalogue, "metadata", None) or {}
-        if (named := metadata.get("data_centres_file")) is not None:
-            if not isinstance(named, str):
-                raise EntryError(
-                    f"data_centres_file in the metadata of {catalogue.name} is {named!r}, not a path."
-                )
-            # Its own text, so no business of the environment's.
-            return rules_of(rules.read(_beside(catalogue, named), environment={}))
-        catalogue = getattr(catalogue, "cat", None)
-    return rules.default()
-
-
-def _beside(catalogue: Any, named: str) -> str:
-    """Path or URL of a file that a catalogue names relative to itself."""
-    own = getattr(catalogue, "path", None)
-    if not isinstance(own, str) or "://" in named or os.path.isabs(named):
-        return named
-    return (
-        posixpath.normpath(posixpath.join(posixpath.dirname(own), named))
-        if "://" not in own
-        else (f"{own.rpartition('/')[0]}/{named}")
-    )

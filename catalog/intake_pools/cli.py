@@ -71,8 +71,8 @@ def locate(urls: tuple[str, ...], data_centres: tuple[str, ...], endpoint: str |
     Exits with 1 if one of them is hosted by none.
     """
     from dask_pools.errors import PoolsError
-    from intake_pools.entries import public_url
     from intake_pools.locate import locate as find
+    from intake_pools.urls import public_url
 
     options = {"endpoint_url": endpoint} if endpoint else None
     missing = False

@@ -246,7 +246,7 @@ def read_text(url: str, storage_options: dict[str, Any] | None = None) -> str:
     """
     import fsspec
 
-    from intake_pools.entries import public_url
+    from intake_pools.urls import public_url
 
     try:
         with fsspec.open(url, "rb", **(storage_options or {})) as file:

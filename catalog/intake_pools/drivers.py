@@ -14,7 +14,10 @@ from intake.source.base import DataSource, Schema
 
 from dask_pools import __version__
 from dask_pools.errors import EntryError
-from intake_pools.entries import NETCDF, Entry, entry_of, public_options, unknown_argument
+from intake_pools.entries import Entry, entry_of, unknown_argument
+from intake_pools.known_drivers import NETCDF
+from intake_pools.rules import data_centres_of
+from intake_pools.urls import public_options
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -151,8 +154,6 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
         return self.__dict__.get("name")
 
     def _data_centres(self) -> DataCentres | None:
-        from intake_pools.catalogues import data_centres_of
-
         return data_centres_of(self.cat)
 
     def to_dask(self, data_centre: str | None = None) -> xr.Dataset:

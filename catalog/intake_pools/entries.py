@@ -1,7 +1,7 @@
 """One entry of a catalogue as plain data: what to open, how, and where it lives.
 
-Checks what can be checked without the data, and says which parts may be shown: secrets in options and URLs
-travel to the workers, but are in no name, repr or message.
+Checks what can be checked without the data. Secrets in options and URLs travel to the workers, but are in no
+name, repr or message.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from dask_pools import targets
 from dask_pools.errors import EntryError
 from intake_pools.locate import Location, locate, rules_of
+from intake_pools.urls import HIDDEN, SECRET, is_pattern, public_options, public_url
 
 if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres
 
-__all__ = ["NETCDF", "Entry", "entry_of", "public_options", "public_url", "scrub"]
-
-NETCDF = "netcdf"
-"""Engine of an entry that is NetCDF of some kind; which engine reads it is found out beside the data."""
+__all__ = ["Entry", "entry_of", "scrub"]
 
 COMBINING = ("combine", "concat_dim", "compat", "data_vars", "coords", "join", "combine_attrs", "parallel")
 """Arguments of `xarray.open_mfdataset` that `xarray.open_dataset` does not have."""
@@ -294,16 +291,6 @@ def _tidy(url: str) -> str:
     return url if "://" in url or "::" in url else re.sub("/{2,}", "/", url)
 
 
-def is_local(url: str) -> bool:
-    """Whether it is a path, and no URL."""
-    return "://" not in url and "::" not in url
-
-
-def is_pattern(url: str) -> bool:
-    """Whether a path or URL may stand for several."""
-    return any(sign in url for sign in "*[") or (is_local(url) and "?" in url)
-
-
 def _last_part(url: str) -> str:
     return public_url(url).rstrip("/").rpartition("/")[2] or url
 
@@ -349,53 +336,11 @@ def unknown_argument(driver: str, unknown: str, known: Iterable[str], urlpath: A
     )
 
 
-# What names a secret, in an option or in the query of a URL.
-_SECRET = re.compile(
-    r"secret|passw|token|credential|auth|signature|^sig$|session|cookie|header|sas|cert|connection_?string"
-    r"|(^|_)key|key$|^user",
-    re.IGNORECASE,
-)
-_HIDDEN = "***"
-
-
-def public_options(options: Any, objects: bool = False) -> Any:
-    """Copy options with every secret hidden, at any depth.
-
-    Parameters
-    ----------
-    options : mapping, list, or anything in them
-    objects : bool, optional
-        Whether what is none of YAML's types is kept, as a name made of it needs; else its type is shown.
-    """
-    if isinstance(options, Mapping):
-        return {
-            str(key): _HIDDEN if _SECRET.search(str(key)) else public_options(value, objects)
-            for key, value in options.items()
-        }
-    if isinstance(options, list | tuple):
-        return [public_options(value, objects) for value in options]
-    if isinstance(options, str):
-        return public_url(options)
-    if objects or options is None or isinstance(options, bool | int | float | date):
-        return options
-    return type(options).__name__
-
-
-def public_url(url: str) -> str:
-    """Leave the credentials out of a path or URL, before the host and in the query."""
-    url = re.sub(r"(?<=://)[^/@?#\s]*@", "", url)
-
-    def hidden(found: re.Match[str]) -> str:
-        return f"{found[1]}{found[2]}={_HIDDEN}" if _SECRET.search(found[2]) else found[0]
-
-    return re.sub(r"([?&])([^=&#]+)=[^&#\s]*", hidden, url)
-
-
 def scrub(text: str, entry: Entry) -> str:
     """Take the secrets of an entry out of a text that others wrote, such as the message of an exception."""
     secrets = _secrets([entry.storage_options, entry.xarray_kwargs], hidden=False)
     for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, _HIDDEN)
+        text = text.replace(secret, HIDDEN)
     for url in entry.urls:
         text = text.replace(url, public_url(url))
     return public_url(text)
@@ -405,7 +350,7 @@ def _secrets(options: Any, hidden: bool) -> set[str]:
     found: set[str] = set()
     if isinstance(options, Mapping):
         for key, value in options.items():
-            found |= _secrets(value, hidden or bool(_SECRET.search(str(key))))
+            found |= _secrets(value, hidden or bool(SECRET.search(str(key))))
     elif isinstance(options, list | tuple):
         for value in options:
             found |= _secrets(value, hidden)

@@ -19,13 +19,15 @@ from intake.catalog.utils import COERCION_RULES, coerce
 
 from dask_pools.errors import EntryError, PoolsError
 from intake_pools import documents, templates
-from intake_pools.entries import Entry, public_options, public_url
+from intake_pools.entries import Entry
 from intake_pools.known_drivers import Driver, adapted, driver_of, refuse_options
+from intake_pools.rules import directory_of, named_rules
+from intake_pools.urls import public_options, public_url
 
 if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres
 
-__all__ = ["CombinedCatalog", "OtherVersion", "PooledCatalog", "PooledEntry"]
+__all__ = ["CombinedCatalog", "PooledCatalog", "PooledEntry", "open_catalogue_at"]
 
 _DEEPEST = 20
 """Levels of nested catalogues."""
@@ -262,34 +264,6 @@ class PooledCatalog(LocatedEntries):
         return self._get_entries()[name]()
 
 
-def directory_of(path: str) -> str:
-    """Directory of a catalogue's file, as Intake has it: with a slash at the end of a path, not of a URL."""
-    if "://" in path:
-        return path.rpartition("/")[0]
-    return posixpath.dirname(os.path.abspath(path)).rstrip("/") + "/"
-
-
-def named_rules(metadata: Mapping[str, Any], directory: str, path: str) -> DataCentres | None:
-    """Read the data-centres file that a catalogue names in its metadata, if it names one.
-
-    Raises
-    ------
-    EntryError, DataCentresError
-        If it is no path, or missing, or wrong.
-    """
-    from dask_pools import data_centres
-
-    named = metadata.get("data_centres_file")
-    if named is None:
-        return None
-    if not isinstance(named, str):
-        raise EntryError(f"data_centres_file in the metadata of {public_url(path)} is {named!r}, not a path.")
-    if "://" not in named and not os.path.isabs(named):
-        named = f"{directory.rstrip('/')}/{named}"
-    # Its own text, so no business of the environment's.
-    return data_centres.read(named, environment={})
-
-
 class _Entries(Mapping[str, "PooledEntry"]):
     """Entries of a catalogue, each made when it is asked for: most never are."""
 
@@ -512,8 +486,6 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
             raise self._wrong(f"Intake's driver {driver.name!r} does not take it: {error}") from error
 
     def _nested(self, args: Mapping[str, Any]) -> Any:
-        from intake_pools.catalogues import open_catalogue_at
-
         path = args.get("path", args.get("urlpath"))
         if not isinstance(path, str) or not path or "*" in path:
             raise self._wrong(f"its path is {path!r:.80}; it should be the path or URL of one catalogue")
@@ -719,3 +691,45 @@ def _import_plugins(plugins: Any) -> None:
                 raise EntryError(
                     f"The plugin {one['module']!r} of the catalogue is not installed: {error}"
                 ) from None
+
+
+def open_catalogue_at(
+    path: str,
+    *,
+    data_centres: DataCentres | None = None,
+    storage_options: dict[str, Any] | None = None,
+    allow_code: bool = False,
+    above: tuple[str, ...] = (),
+) -> Any:
+    """Open the catalogue in one file.
+
+    Parameters
+    ----------
+    path, data_centres, storage_options, allow_code
+        As in `open_catalog`.
+    above : tuple of str
+        Paths of the catalogues that it is nested in.
+
+    Raises
+    ------
+    EntryError
+        If it is not a catalogue, or nested in itself.
+    """
+    try:
+        return PooledCatalog(
+            path,
+            data_centres=data_centres,
+            storage_options=storage_options,
+            allow_code=allow_code,
+            above=above,
+        )
+    except OtherVersion as other:
+        from intake_pools.intake2 import PooledCatalog2
+
+        return PooledCatalog2.of_document(
+            other.data,
+            path,
+            data_centres=data_centres,
+            storage_options=storage_options,
+            allow_code=allow_code,
+        )

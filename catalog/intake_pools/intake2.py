@@ -18,10 +18,11 @@ from intake.readers.entry import Catalog
 
 from dask_pools.errors import EntryError, PoolsError
 from intake_pools import templates
-from intake_pools.entries import Entry, public_url
-from intake_pools.intake1 import directory_of, named_rules
+from intake_pools.entries import Entry
 from intake_pools.known_drivers import refuse_options
 from intake_pools.readers import PooledReader
+from intake_pools.rules import directory_of, named_rules
+from intake_pools.urls import public_url
 
 if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres

@@ -14,7 +14,10 @@ from typing import Any
 
 from dask_pools.errors import EntryError
 
-__all__ = ["CATALOGUES", "Driver", "adapted", "driver_of", "refuse_options"]
+__all__ = ["CATALOGUES", "NETCDF", "Driver", "adapted", "driver_of", "refuse_options"]
+
+NETCDF = "netcdf"
+"""Engine of an entry that is NetCDF of some kind; which engine reads it is found out beside the data."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def locate(
 
     from dask_pools.places import place_of
     from intake_pools import asking
-    from intake_pools.entries import public_url
+    from intake_pools.urls import public_url
 
     if known is not None and (asked := asking.rule_of_region(name, known, storage_options)):
         rule, region = asked

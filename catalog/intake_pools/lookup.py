@@ -15,7 +15,8 @@ from fsspec.utils import glob_translate
 
 from dask_pools.errors import EntryError, PoolsError
 from dask_pools.places import place_of
-from intake_pools.entries import Entry, is_pattern, public_url
+from intake_pools.entries import Entry
+from intake_pools.urls import is_pattern, public_url
 
 __all__ = ["entry_with"]
 

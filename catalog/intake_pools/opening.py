@@ -26,11 +26,12 @@ from distributed import Client, Future, default_client, get_worker, worker_clien
 from dask_pools import config, pins, propagate, provision
 from dask_pools.errors import EntryError, PoolsError, PoolUnavailableError
 from intake_pools import recipes, remembered, replicas, stores, writing
-from intake_pools.entries import Entry, is_local, public_url, scrub
+from intake_pools.entries import Entry, scrub
 from intake_pools.mosaics import NotAMosaic
 from intake_pools.recipes import Limits
 from intake_pools.remembered import Opening
 from intake_pools.stores import State
+from intake_pools.urls import is_local, public_url
 
 __all__ = ["open_entry", "open_tree"]
 

@@ -12,7 +12,8 @@ from intake.readers import datatypes
 from intake.readers.readers import BaseReader
 
 from dask_pools.errors import EntryError
-from intake_pools.entries import NETCDF, Entry, entry_of
+from intake_pools.entries import Entry, entry_of
+from intake_pools.known_drivers import NETCDF
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -22,9 +22,10 @@ from dask.highlevelgraph import HighLevelGraph
 from dask_pools import dask_internals
 from dask_pools.errors import EntryError
 from dask_pools.pins import source_name
-from intake_pools.entries import Entry, public_url
+from intake_pools.entries import Entry
 from intake_pools.mosaics import Mosaic, mosaic_of
 from intake_pools.stores import Opened, State
+from intake_pools.urls import public_url
 
 __all__ = ["Limits", "chunks_of", "combined", "combined_arrays", "dataset_of", "lazy"]
 

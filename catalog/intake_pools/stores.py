@@ -26,8 +26,9 @@ import xarray as xr
 from dask.base import tokenize
 
 from dask_pools.errors import EntryError
-from intake_pools.entries import NETCDF, is_local, is_pattern, public_options, public_url
+from intake_pools.known_drivers import NETCDF
 from intake_pools.netcdf_lock import LOCK
+from intake_pools.urls import is_local, is_pattern, public_options, public_url
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store

@@ -156,7 +156,7 @@ def _check(node: nodes.Node, text: str) -> None:
 
 
 def _short(text: str) -> str:
-    from intake_pools.entries import public_url
+    from intake_pools.urls import public_url
 
     return repr(public_url(text if len(text) <= 80 else text[:80] + "…"))
 

@@ -39,8 +39,8 @@ from xarray.backends.common import ArrayWriter
 
 from dask_pools import config, dask_internals, guard, pins, propagate, provision, targets
 from dask_pools.errors import MixedPoolsError
-from intake_pools.entries import public_url
 from intake_pools.netcdf_lock import LOCK
+from intake_pools.urls import public_url
 
 __all__ = ["install"]
 

@@ -7,12 +7,8 @@ worker or the scheduler to the user unchanged; the message is put together from 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from dask.utils import format_bytes
-
-if TYPE_CHECKING:
-    from dask_pools.placement.plan import Plan
 
 __all__ = [
     "DataCentresError",
@@ -157,11 +153,6 @@ class TransferBudgetError(PoolsError):
         largest = tuple(largest)
         super().__init__(crossed, budget, largest)
         self.crossed, self.budget, self.largest = crossed, budget, largest
-
-    @classmethod
-    def of(cls, plan: Plan) -> TransferBudgetError:
-        """Error for a plan that is over its budget."""
-        return cls(plan.crossed, plan.budget or 0, map(str, plan.crossings[:3]))
 
     def __str__(self) -> str:
         what = "; ".join(self.largest)

@@ -18,9 +18,8 @@ from distributed.protocol.pickle import dumps, loads
 
 from dask_pools import dask_internals, propagate
 from dask_pools.config import in_bytes, transfer_budget
-from dask_pools.errors import TransferBudgetError
 from dask_pools.pins import RESOURCE_PREFIX
-from dask_pools.placement.plan import Crossing, Plan, PoolShare, Step
+from dask_pools.placement.plan import Crossing, Plan, PoolShare, Step, budget_error
 
 __all__ = ["Crossing", "Plan", "PoolShare", "Step", "explain"]
 
@@ -78,7 +77,7 @@ def explain(*collections: Any, budget: str | int | None = None, client: Client |
         else client.sync(client._run_on_scheduler, plan_here, question=question)
     )
     if budget is not None and plan.over_budget:
-        raise TransferBudgetError.of(plan)
+        raise budget_error(plan)
     return plan
 
 

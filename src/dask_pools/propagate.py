@@ -27,12 +27,11 @@ from dask_pools import dask_internals, frames, pins, scheduler, targets
 from dask_pools.config import propagating, transfer_budget
 from dask_pools.errors import (
     PoolsError,
-    TransferBudgetError,
     UnsupportedSettingError,
     VersionMismatchError,
 )
 from dask_pools.placement import lower
-from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, crossed_bytes, summarise
+from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, budget_error, crossed_bytes, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ class PlacingOptimizer(int):
         """Refuse a graph that would move more than the budget allows."""
         placed = lower.plan(layers, keys, kind, self.costs())
         if self.budget is not None and crossed_bytes(placed) > self.budget:
-            raise TransferBudgetError.of(summarise(placed, layers, dsk.layers, budget=self.budget))
+            raise budget_error(summarise(placed, layers, dsk.layers, budget=self.budget))
 
     def costs(self) -> dict[str, dict[str, float]]:
         """Tell what a byte costs from one pool to another, by the data-centres files of whoever computes."""

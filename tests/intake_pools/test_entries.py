@@ -2,7 +2,8 @@ import pytest
 import xarray as xr
 
 from dask_pools.errors import EntryError
-from intake_pools.entries import entry_of, public_options, public_url, scrub
+from intake_pools.entries import entry_of, scrub
+from intake_pools.urls import public_options, public_url
 
 
 def entry(urlpath="a.nc", **kwargs):

@@ -20,6 +20,7 @@ from dask.utils import format_bytes, key_split
 
 from dask_pools import pins
 from dask_pools.dask_internals import is_future, is_gathering, is_symbolic
+from dask_pools.errors import TransferBudgetError
 from dask_pools.placement.assign import assign
 from dask_pools.placement.lower import Layers, Placed
 from dask_pools.placement.model import FREE, Model, crossings
@@ -673,3 +674,8 @@ def _least_cut(model: Model, pool: int) -> float:
         shape=(3 * tasks + 2,) * 2,
     )
     return float(int(maximum_flow(graph, start, end).flow_value) / scale)
+
+
+def budget_error(plan: Plan) -> TransferBudgetError:
+    """Error for a plan that moves more than its budget."""
+    return TransferBudgetError(plan.crossed, plan.budget or 0, map(str, plan.crossings[:3]))
