@@ -221,15 +221,15 @@ def _stoppable() -> Iterator[Callable[[], None]]:
     """On Ctrl-C and on the order to terminate, leave by way of everything that cleans up, then exit.
 
     Both become `KeyboardInterrupt`. Python and Dask drop exceptions in some places: in callbacks of the
-    garbage collector and finalisers with a message, where Python looks for the host's address without one.
-    So there is a function to call now and then, which raises it again.
+    garbage collector and of weak references and in finalisers with a message, where Python looks for the
+    host's address without one. So there is a function to call now and then, which raises it again.
     """
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         while frame is not None:
-            if frame.f_code.co_name in ("_gc_callback", "__del__"):
+            if frame.f_code.co_name in ("_gc_callback", "__del__", "_remove", "remove"):
                 return
             frame = frame.f_back
         raise KeyboardInterrupt

@@ -135,6 +135,23 @@ def reading_layer(name: str, sources: BlockwiseDep, slices: BlockwiseDep) -> Hig
     return HighLevelGraph.from_collections(name, layer)
 
 
+def reduced_axes(layer: Mapping[Key, Any]) -> Collection[int]:
+    """Axes along which each task of a layer reduces its chunk to one element.
+
+    Assumes that `dask.array.reduction` takes its first step by a `Blockwise` layer whose task has the
+    keywords ``axis`` and ``keepdims=True``, and tells of it the chunks that it reads, not those it makes.
+    """
+    if not isinstance(layer, Blockwise):
+        return ()
+    given = {
+        name: getattr(value, "value", value) for name, value in getattr(layer.task, "kwargs", {}).items()
+    }
+    axes = given.get("axis")
+    if given.get("keepdims") is not True or not isinstance(axes, tuple):
+        return ()
+    return axes
+
+
 def arrays_of_partial(name: str) -> int:
     """How many arrays the results of a layer hold that say that they are one.
 

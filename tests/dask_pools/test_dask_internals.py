@@ -327,3 +327,16 @@ def test_shards_are_watched_where_they_go_and_the_watch_ends():
     asyncio.run(main())
     assert [address for address, _ in seen] == ["tcp://there", "tcp://there"]
     assert seen[0][1] == pytest.approx(800, abs=200)
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 1)])
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "std", "any"])
+def test_the_first_step_of_a_reduction_says_which_axes_it_reduces(name, axes):
+    x = da.ones((4, 6), chunks=(2, 3))
+    layers = getattr(x, name)(axis=axes).dask.layers
+    told = {tuple(found) for layer in layers.values() if (found := internals.reduced_axes(layer))}
+    assert told == {axes}
+    first = next(layer for layer in layers.values() if internals.reduced_axes(layer))
+    # Were these the chunks that it makes, nothing would have to be found out.
+    assert first.collection_annotations["chunks"] == x.chunks
+    assert not internals.reduced_axes(next(iter((x + 1).dask.layers.values())))

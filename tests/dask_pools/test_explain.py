@@ -71,6 +71,16 @@ def test_what_crosses_is_told_by_pair_with_variable_and_operations(a, b):
     assert plan.exact
 
 
+@pytest.mark.parametrize(("reduce", "partials"), [("sum", 8), ("mean", 16), ("max", 8)])
+def test_of_a_reduction_over_two_sites_only_partial_results_cross(client, a, b, reduce, partials):
+    together = getattr(da.concatenate([a, b]), reduce)()
+    # Those of at most four chunks are put together where they are made, or cross one by one.
+    assert 0 < explain(together).crossed <= 4 * partials
+    with measure_traffic() as measured:
+        together.compute()
+    assert measured.traffic.crossed < 100_000
+
+
 def test_bytes_read_are_those_of_the_chunks_in_use_also_where_dask_fuses_the_reading(a, b):
     plan = explain((a[:250] + 1).sum(), b.max())
     read = {share.pool: share.read for share in plan.pools}

@@ -143,7 +143,7 @@ def test_stopping_the_demo_leaves_no_process_and_no_file(start, number):
     os.killpg(run.process.pid, number)
     output = run.finish()
     assert run.process.returncode == 128 + number, output
-    assert "Traceback" not in output
+    assert "Stopped. Nothing was left behind." in output
     run.wait_until_all_have_left(5)
     assert list(run.temporary.iterdir()) == []
 

@@ -281,6 +281,10 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) 
         described = getattr(layer, "collection_annotations", None) or {}
         if "chunks" in described and "dtype" in described:
             chunks = described["chunks"]
+            if reduced := dask_internals.reduced_axes(layer):
+                chunks = tuple(
+                    (1,) * len(along) if axis in reduced else along for axis, along in enumerate(chunks)
+                )
             # Lengths that are not known are NaN.
             if not any(math.isnan(n) for along in chunks for n in along):
                 read.sizes[name] = (chunks, getattr(described["dtype"], "itemsize", 8))
