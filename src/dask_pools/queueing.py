@@ -71,6 +71,7 @@ class RootQueue:
         # not run any more are still in there, and left out when their turn comes.
         self._ready: dict[str, list[tuple[tuple[float, ...], int, Key]]] = {}
         self._numbers = itertools.count()
+        self._required: dict[tuple[tuple[str, float], ...], dict[str, float]] = {}
         # The block that is being dealt out, for each group of tasks in each pool.
         self._blocks: dict[tuple[str, str], _Block] = {}
         self._filling = False
@@ -138,12 +139,15 @@ class RootQueue:
                         unrunnable[task] = now
 
     def _mark(self, task: TaskState) -> None:
-        task.resource_restrictions = {**(task.resource_restrictions or {}), HELD: 1}
+        self._require(task, {**(task.resource_restrictions or {}), HELD: 1})
 
     def _unmark(self, task: TaskState) -> None:
-        task.resource_restrictions = {
-            name: n for name, n in (task.resource_restrictions or {}).items() if name != HELD
-        }
+        required = task.resource_restrictions or {}
+        self._require(task, {name: n for name, n in required.items() if name != HELD})
+
+    def _require(self, task: TaskState, resources: dict[str, float]) -> None:
+        # Few different ones, of a million tasks: nobody changes them, so tasks share them.
+        task.resource_restrictions = self._required.setdefault(tuple(resources.items()), resources)
 
     def _push(self, task: TaskState, pool: str) -> None:
         entry = (task.priority, next(self._numbers), task.key)
