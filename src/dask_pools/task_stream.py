@@ -234,9 +234,10 @@ def _draw(spans: tuple[Span, ...], workers: Mapping[str, str], traffic: Traffic)
     axes.tick_params(axis="x", labelsize=8)
     _bars(axes, spans, top)
     crossing = _lines(axes, spans, top)
+    transfers = "1 transfer" if crossing == 1 else f"{crossing} transfers"
     figure.text(
         0.02, 1 - 0.28 / height,
-        f"{format_bytes(traffic.crossed)} crossed between pools in {crossing} transfer{'' if crossing == 1 else 's'}; "
+        f"{format_bytes(traffic.crossed)} crossed between pools in {transfers}; "
         f"{format_bytes(traffic.to_client)} went to the client.",
         fontsize=11, weight="bold", color=pictures.INK, va="center",
     )  # fmt: skip
