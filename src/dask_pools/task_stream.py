@@ -141,12 +141,20 @@ def task_stream(client: Client | None = None) -> Iterator[TaskStream]:
     with measure_traffic(client) as measured:
         stream = TaskStream(measured)
         pools = _pools_of_workers(client)
+        # Times are those of the workers' clocks, which Dask puts right only roughly: what ran just before may
+        # seem to run inside.
+        before = {_identity(note) for note in client.get_task_stream(start="10s")}
         with get_task_stream(client) as notes:
             yield stream
         # Workers that left have done something, those that came as well.
         pools |= _pools_of_workers(client)
         stream._workers = pools
-        stream._spans = _spans(notes.data, pools)
+        stream._spans = _spans([note for note in notes.data if _identity(note) not in before], pools)
+
+
+def _identity(note: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Tell one run of a task from all others."""
+    return (str(note["key"]), note["worker"], *(part["start"] for part in note["startstops"]))
 
 
 def _pools_of_workers(client: Client) -> dict[str, str]:
