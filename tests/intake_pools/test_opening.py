@@ -587,16 +587,20 @@ def test_automatic_chunks_follow_the_memory_of_the_pool(write, client, ecmwf, fo
 
     workers = _workers(client, "ecmwf")
 
-    def with_memory(limit, dask_worker):
-        before, dask_worker.memory_manager.memory_limit = dask_worker.memory_manager.memory_limit, limit
+    def with_memory(limit, paused_at, dask_worker):
+        manager = dask_worker.memory_manager
+        before = manager.memory_limit, manager.memory_pause_fraction
+        manager.memory_limit, manager.memory_pause_fraction = limit, paused_at
         return before
 
-    # Sixteen chunks for each of two threads: one of two time steps, and hardly more.
-    (before,) = client.run(with_memory, 2 * 16 * 2 * 4 * 5 * 4 + 1000, workers=workers).values()
+    # Sixteen chunks for each of two threads: one of two time steps, and hardly more. A worker that
+    # looks at its memory meanwhile must not pause for having more than that.
+    little = 2 * 16 * 2 * 4 * 5 * 4 + 1000
+    (before,) = client.run(with_memory, little, False, workers=workers).values()
     try:
         assert load(named, chunks="auto")["t"].chunks[0] == (2, 2, 2)
     finally:
-        client.run(with_memory, before, workers=workers)
+        client.run(with_memory, *before, workers=workers)
     assert load(named, chunks="auto", version="2")["t"].chunks[0] == (6,)
 
 
