@@ -134,9 +134,13 @@ def _build(get: Callable[[], Any]) -> Any:
         if is_open:
             stack.append((within, waiting))
             within = value
+            # libyaml takes time as the square of the depth: a minute for a file of nothing but brackets.
+            if len(stack) > _DEEPEST:
+                raise ValueError("it is nested too deeply")
         key = _NO_KEY
 
 
+_DEEPEST = 200
 _NO_KEY = object()
 _MERGE = object()
 
