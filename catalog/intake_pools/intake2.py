@@ -461,7 +461,7 @@ def _check_method(name: Any) -> None:
         and not name.startswith("_")
         and not (hasattr(xr.Dataset, name) or hasattr(xr.DataArray, name))
     )
-    if not variable and name not in _METHODS:
+    if not variable and not (isinstance(name, str) and name in _METHODS):
         raise EntryError(
             f"its pipeline calls the method {name!r:.80}, which is not among those that are known to write "
             "nothing and to run no code of a catalogue's choice. If you trust who wrote the catalogue, "
