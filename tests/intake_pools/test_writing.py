@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -290,6 +291,17 @@ def test_a_netcdf_file_is_written_where_it_lives(pinned, forecast, eumetsat, nam
         np.testing.assert_allclose(written["packed"], forecast["packed"] * 2)
 
 
+def _meet(block: np.ndarray) -> np.ndarray:
+    """Return the same block when two workers have come to this."""
+    if block.size == 0:  # Dask asks for the type of the result
+        return block
+    Path(f"met-{os.getpid()}").touch()
+    deadline = time.monotonic() + 60
+    while len(list(Path().glob("met-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return block
+
+
 def test_two_workers_write_one_netcdf_file(write, site_dirs, named):
     data = np.random.default_rng(0).random((12, 30))
     source = xr.Dataset({name: (("time", "x"), data + i) for i, name in enumerate("abc")})
@@ -304,7 +316,9 @@ def test_two_workers_write_one_netcdf_file(write, site_dirs, named):
         plugin = Places(cluster.scheduler)
         cluster.scheduler.add_plugin(plugin, name="places")
         dataset = load_from_catalog(path, data_centre="ecmwf")
-        delayed = (dataset * 2).to_netcdf(f"{named}-2.nc", group="one/two", compute=False)
+        # Each worker waits for the other one, so that neither writes everything before the other has begun.
+        together = xr.apply_ufunc(_meet, dataset * 2, dask="parallelized", output_dtypes=[float])
+        delayed = together.to_netcdf(f"{named}-2.nc", group="one/two", compute=False)
         dask.compute(delayed)
         assert len(plugin.workers_of("store.a@")) == 2
     with xr.open_dataset(site_dirs["ecmwf"] / f"{named}-2.nc", group="one/two") as written:
