@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dask
 import dask.array as da
+import fsspec
 import numpy as np
 import pytest
 import xarray as xr
@@ -454,22 +455,12 @@ def test_wrapping_twice_is_wrapping_once():
     assert "zarr" in (once.__doc__ or "")
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[dict[str, object]]:
+@pytest.fixture
+def bucket(endpoint: str) -> dict[str, object]:
     """Options that reach a bucket ``ecmwf-written`` of an S3 service on this machine."""
-    boto3 = pytest.importorskip("boto3")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="somebody",
-        aws_secret_access_key="hush-hush",
-    ).create_bucket(Bucket="ecmwf-written")
-    yield {"key": "somebody", "secret": "hush-hush", "client_kwargs": {"endpoint_url": endpoint}}
-    server.stop()
+    options = {"key": "somebody", "secret": "hush-hush", "client_kwargs": {"endpoint_url": endpoint}}
+    fsspec.filesystem("s3", **options).mkdirs("ecmwf-written", exist_ok=True)
+    return options
 
 
 def test_an_object_store_is_written_by_the_data_centre_that_hosts_it(
