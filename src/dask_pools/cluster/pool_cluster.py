@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from distributed import Client, Scheduler, SpecCluster
 from distributed.core import Status
@@ -52,10 +52,53 @@ class PoolSpec:
     """What each is like."""
 
     workers: int = 1
-    """How many to start with; also how many (but at least one) to bring up when it has none and is wanted."""
+    """How many to start with."""
+
+    minimum: int = 0
+    """How many it keeps while it adapts; also how many (but at least one) come up when it has none and is
+    wanted."""
 
     maximum: int | None = None
     """The most there can be; None for no limit."""
+
+    provision: Provision = "auto"
+    """Whether workers come as soon as they are wanted, after somebody has been asked, or never by themselves;
+    what `PoolCluster.scale` says counts in each case."""
+
+    max_hours: float | None = None
+    """Hours that its workers may run in all, added up, while the cluster lives; then they stop. None for no
+    limit."""
+
+    timeout: float | None = None
+    """Seconds to wait for a first worker, and in which one that is being started has to join; None: wait for
+    the first as long as ``pools.wait-for-workers`` says, and for the rest without limit."""
+
+    idle: float | None = None
+    """Seconds without a task after which a worker may go while the pool adapts; None: as
+    ``pools.idle-timeout`` says."""
+
+
+Provision = Literal["auto", "ask", "never"]
+
+
+def check_spec(pool: str, spec: PoolSpec) -> None:
+    """Refuse a pool that cannot be.
+
+    Raises
+    ------
+    ValueError
+        Naming the pool, the field and what it may be.
+    """
+    pins.check_name(pool)
+    check_count(pool, spec.workers, spec.maximum)
+    check_count(pool, spec.minimum, spec.maximum)
+    if spec.provision not in get_args(Provision):
+        known = ", ".join(map(repr, get_args(Provision)))
+        raise ValueError(f"Pool {pool!r} cannot have provision={spec.provision!r}: use one of {known}.")
+    for limit in ("max_hours", "timeout", "idle"):
+        value = getattr(spec, limit)
+        if value is not None and not (isinstance(value, int | float) and value > 0):
+            raise ValueError(f"Pool {pool!r} cannot have {limit}={value!r}: give a number above 0, or None.")
 
 
 def check_count(pool: str, count: int, maximum: int | None = None) -> None:
@@ -162,8 +205,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
     ) -> None:
         self._pool_specs = dict(pools)
         for pool, spec in self._pool_specs.items():
-            pins.check_name(pool)
-            check_count(pool, spec.workers, spec.maximum)
+            check_spec(pool, spec)
         propagate_pools()
         self._owner = f"{type(self).__name__}-{uuid.uuid4()}"
         self._failures: dict[str, tuple[float, str]] = {}
@@ -422,7 +464,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             spec = self._pool_specs.get(pool)
             if spec is None or pool in self._failures or spec.maximum == 0 or self._planned(pool):
                 continue
-            self._plan(pool, max(1, spec.workers))
+            self._plan(pool, max(1, spec.minimum))
 
     async def _close(self) -> None:
         if self._supplying is not None:
