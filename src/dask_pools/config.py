@@ -21,6 +21,8 @@ DEFAULTS: dict[str, Any] = {
         "probe": False,
         # How long to wait for workers of a pool that has none, at opening and at computing.
         "wait-for-workers": "60s",
+        # A pool that adapts lets a worker go that has had no task for so long.
+        "idle-timeout": "60s",
         # Coordinates and other variables up to this size come with the metadata when an entry is opened.
         "eager-size": "64 KiB",
         # Data centres in the order in which replicas are taken from them, other things being equal.
@@ -45,6 +47,11 @@ def propagating() -> bool:
 def wait_for_workers() -> float:
     """Seconds to wait for workers of a pool that has none (``pools.wait-for-workers``)."""
     return float(parse_timedelta(dask.config.get("pools.wait-for-workers")))
+
+
+def idle_timeout() -> float:
+    """Seconds without a task after which a worker of a pool that adapts may go (``pools.idle-timeout``)."""
+    return float(parse_timedelta(dask.config.get("pools.idle-timeout")))
 
 
 def in_bytes(size: str | int) -> int:

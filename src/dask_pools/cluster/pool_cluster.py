@@ -11,12 +11,13 @@ import asyncio
 import difflib
 import html
 import logging
+import os
 import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from distributed import Client, Scheduler, SpecCluster
 from distributed.core import Status
@@ -25,11 +26,14 @@ from distributed.utils import NoOpAwaitable
 
 from dask_pools import pins
 from dask_pools.cluster.launchers import LaunchedWorker, Launcher, WorkerShape
+from dask_pools.cluster.pool_spec import PoolSpec, check_count, check_spec, pool_specs
+from dask_pools.cluster.scheduler_process import scheduler_spec
+from dask_pools.data_centres import DataCentres
 from dask_pools.errors import PoolUnavailableError
 from dask_pools.propagate import connect, propagate_pools
 from dask_pools.scheduler import install
 
-__all__ = ["PoolCluster", "PoolSpec"]
+__all__ = ["PoolCluster"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,37 +43,6 @@ POLL = 0.5
 # Seconds for which a failed start is reported. Long enough for everyone who waits to see it; short enough for
 # the next who asks to get a new attempt.
 REPORT_FAILURE = 5.0
-
-
-@dataclass(frozen=True)
-class PoolSpec:
-    """One pool of a cluster: what its workers are like, how they are started, how many there are."""
-
-    launcher: Launcher
-    """Starts them."""
-
-    worker: WorkerShape = field(default_factory=WorkerShape)
-    """What each is like."""
-
-    workers: int = 1
-    """How many to start with; also how many (but at least one) to bring up when it has none and is wanted."""
-
-    maximum: int | None = None
-    """The most there can be; None for no limit."""
-
-
-def check_count(pool: str, count: int, maximum: int | None = None) -> None:
-    """Refuse a number of workers that a pool cannot have.
-
-    Raises
-    ------
-    ValueError
-        If `count` is not a whole number from 0 to `maximum`.
-    """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise ValueError(f"Pool {pool!r} cannot have {count!r} workers: give a whole number from 0 on.")
-    if maximum is not None and count > maximum:
-        raise ValueError(f"Pool {pool!r} cannot have {count} workers: it has a maximum of {maximum}.")
 
 
 def _in_short(error: BaseException) -> str:
@@ -130,11 +103,13 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
 
     Parameters
     ----------
-    pools : mapping of str to PoolSpec
-        The pools, by name.
-    scheduler : mapping
-        How to make the scheduler, as `distributed.SpecCluster` has it: ``{"cls": …, "options": {…}}``. A
-        scheduler in this process gets this project's plugin; any other must bring it along
+    pools : path, DataCentres, or mapping of str to PoolSpec
+        A data-centres file, each of whose data centres with a `workers` section becomes a pool; or the pools
+        themselves, by name.
+    scheduler : {"here", "process"} or mapping
+        Whether the scheduler runs in this process or in one of its own, on the loopback interface; or how to
+        make it, as `distributed.SpecCluster` has it: ``{"cls": …, "options": {…}}``. A scheduler in this
+        process gets this project's plugin; any other must bring it along
         (``--preload dask_pools.scheduler``).
     asynchronous : bool
         Whether it is used with ``async with`` and ``await``.
@@ -143,27 +118,35 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
 
     Raises
     ------
+    DataCentresError
+        If the data-centres file is wrong, or says nothing about workers.
     ValueError
         If a name or a number does not do.
     PoolUnavailableError
         If a worker does not start.
+
+    Examples
+    --------
+    >>> with PoolCluster("data-centres.yaml") as cluster:  # doctest: +SKIP
+    ...     client = cluster.get_client()
     """
 
     status: Status
 
     def __init__(
         self,
-        pools: Mapping[str, PoolSpec],
+        pools: Mapping[str, PoolSpec] | DataCentres | str | os.PathLike[str],
         *,
-        scheduler: Mapping[str, Any],
+        scheduler: Mapping[str, Any] | Literal["here", "process"] = "here",
         asynchronous: bool = False,
         silence_logs: int | None = logging.WARNING,
         **kwargs: Any,
     ) -> None:
-        self._pool_specs = dict(pools)
+        self._pool_specs = dict(pools) if isinstance(pools, Mapping) else pool_specs(pools)
+        if isinstance(scheduler, str):
+            scheduler = scheduler_spec(scheduler, silence_logs=silence_logs)
         for pool, spec in self._pool_specs.items():
-            pins.check_name(pool)
-            check_count(pool, spec.workers, spec.maximum)
+            check_spec(pool, spec)
         propagate_pools()
         self._owner = f"{type(self).__name__}-{uuid.uuid4()}"
         self._failures: dict[str, tuple[float, str]] = {}
@@ -421,7 +404,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             spec = self._pool_specs.get(pool)
             if spec is None or pool in self._failures or spec.maximum == 0 or self._planned(pool):
                 continue
-            self._plan(pool, max(1, spec.workers))
+            self._plan(pool, max(1, spec.minimum))
 
     async def _close(self) -> None:
         if self._supplying is not None:

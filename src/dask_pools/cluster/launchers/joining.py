@@ -1,0 +1,101 @@
+"""Waiting for a worker that was started to join its scheduler; and the command that workers are started by.
+
+For launchers to use. It knows the scheduler's address and nothing of how the worker was started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+
+from distributed.core import rpc
+
+from dask_pools.cluster.launchers import WorkerShape
+
+__all__ = ["joined", "worker_command"]
+
+# Seconds between two looks at who has joined.
+POLL = 0.05
+
+
+def worker_command(
+    scheduler: str,
+    name: str,
+    shape: WorkerShape,
+    *,
+    python: Sequence[str] = ("python",),
+    options: Sequence[str] = (),
+) -> list[str]:
+    """Command that starts a worker under a nanny, word by word.
+
+    Parameters
+    ----------
+    scheduler : str
+        Address of the scheduler.
+    name : str
+        What the worker is to call itself.
+    shape : WorkerShape
+        Its directory and environment are for whoever runs the command.
+    python : sequence of str
+        The interpreter where the worker runs, with options.
+    options : sequence of str
+        Further options of ``dask worker``.
+    """
+    resources = " ".join(f"{resource}={amount}" for resource, amount in shape.resources.items())
+    return [
+        *python,
+        "-m",
+        "distributed.cli.dask_worker",
+        scheduler,
+        *("--name", name),
+        *("--nthreads", str(shape.threads)),
+        *("--memory-limit", str(shape.memory_limit or 0)),
+        *(("--resources", resources) if resources else ()),
+        *options,
+    ]
+
+
+async def joined(scheduler: str, name: str, timeout: float, ended: Awaitable[str]) -> None:
+    """Wait until a worker has joined the scheduler.
+
+    Parameters
+    ----------
+    scheduler : str
+        Address of the scheduler.
+    name : str
+        Of the worker.
+    timeout : float
+        Seconds to wait at most.
+    ended : awaitable of str
+        Completes if the worker will not come, saying why; cancelled when it has come.
+
+    Raises
+    ------
+    RuntimeError
+        If it will not come.
+    TimeoutError
+        If it takes too long.
+    """
+    joining = asyncio.ensure_future(_joined(scheduler, name))
+    ending = asyncio.ensure_future(ended)
+    try:
+        await asyncio.wait({joining, ending}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if joining.done():
+            return joining.result()
+        if ending.done():
+            raise RuntimeError(ending.result())
+        raise TimeoutError(f"it did not join the scheduler within {timeout:g} s")
+    finally:
+        for task in (joining, ending):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _joined(scheduler: str, name: str) -> None:
+    async with rpc(scheduler) as remote:
+        while not any(
+            worker["name"] == name for worker in (await remote.identity(n_workers=-1))["workers"].values()
+        ):
+            await asyncio.sleep(POLL)
