@@ -23,25 +23,31 @@ import dask
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Scheduler
 from rich.console import Console
 from rich.table import Table
 
 from dask_pools import connect, pool
 from dask_pools.pins import source_name
+from dask_pools.scheduler import NAME
 
 ARMS = ("dask", "annotated", "pools")
+SITES = ("ecmwf", "eumetsat")
 WANTED = {"time": 1.15, "memory": 200}
 
 
-def source(site: str, blocks: int, pinned: bool) -> da.Array:
-    """Array of `blocks` by 100 chunks, whose loading tasks are pinned, or not."""
-    shape = (blocks * 10, 1000)
+STEPS = 20
+"""Chunks in time, at each site."""
+
+
+def source(site: str, tiles: int, pinned: bool) -> da.Array:
+    """Array of `STEPS` by `tiles` chunks, whose loading tasks are pinned, or not."""
+    shape = (STEPS * 10, tiles * 10)
     token = tokenize(site, shape)
     name = source_name("t", site, token) if pinned else f"load-{token}"
     with pool(site if pinned else None):
         return da.map_blocks(
-            _load, chunks=((10,) * blocks, (10,) * 100), dtype="f8", meta=np.empty((0, 0)), name=name
+            _load, chunks=((10,) * STEPS, (10,) * tiles), dtype="f8", meta=np.empty((0, 0)), name=name
         )
 
 
@@ -50,9 +56,9 @@ def _load(block_info: object = None) -> np.ndarray:
 
 
 def program(tasks: int, pinned: bool) -> da.Array:
-    blocks = max(tasks // 680, 1)
-    both = da.concatenate([source("ecmwf", blocks, pinned), source("eumetsat", blocks, pinned)])
-    return ((both - both.mean(0)) ** 2).mean(1)
+    tiles = max(tasks // 140, 1)
+    both = da.concatenate([source(site, tiles, pinned) for site in SITES])
+    return ((both - both.mean(0)) ** 2).mean(0)
 
 
 def resident(what: str) -> int:
@@ -65,7 +71,6 @@ def resident(what: str) -> int:
 
 def measure(arm: str, tasks: int) -> NoReturn:
     """Have a scheduler in this process handle one graph; print what it took, and end this process."""
-    # Nobody comes: what is measured is not how tasks are given up.
     dask.config.set({"pools.wait-for-workers": "1h"})
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
@@ -73,6 +78,7 @@ def measure(arm: str, tasks: int) -> NoReturn:
     ):
         if arm == "pools":
             connect(client)
+            client.run_on_scheduler(_expect_workers)
         else:
             dask.config.config.pop("array_optimize", None)
         annotations = {"resources": {"any": 0}} if arm == "annotated" else {}
@@ -89,6 +95,11 @@ def measure(arm: str, tasks: int) -> NoReturn:
         # Not by closing: to release a million tasks that wait takes longer than to handle them.
         os._exit(0)
     raise AssertionError(future)
+
+
+def _expect_workers(dask_scheduler: Scheduler) -> None:
+    """Have tasks wait for the pools: how they are given up is not measured here."""
+    dask_scheduler.plugins[NAME].seen.update(SITES)
 
 
 def handled(client: Client) -> dict[str, float] | None:
