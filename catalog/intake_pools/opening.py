@@ -440,6 +440,7 @@ def _batch(
 
     def opened() -> _Batch | _Apart:
         states, datasets = [], []
+        shared = recipes.SharedIndexes()
         for source in stores.sources_of(
             listing[first:last], entry.engine, entry.xarray_kwargs, entry.storage_options
         ):
@@ -447,7 +448,7 @@ def _batch(
             states.append(State(source, file.version))
             # Small data variables of many files would be many bytes.
             alone = len(listing) == 1 and not entry.combining and limits.data
-            datasets.append(recipes.dataset_of(file, entry, limits, eager_data=alone))
+            datasets.append(recipes.dataset_of(file, entry, limits, eager_data=alone, shared=shared))
         if not together or len(datasets) < 2:
             return _Batch(tuple(states), tuple(datasets))
         # Batches that were combined as Dask's arrays would be could not be combined as mosaics any more.
