@@ -268,6 +268,7 @@ class HostMesh:
             connected = self._connected()
             missing = [peer for peer in self.router.peers if peer.name not in connected]
             if not missing:
+                self._look()  # and so remember where they are, from the first moment on
                 return
             if time.monotonic() > deadline:
                 raise MeshError("\n".join(self._silent(peer, timeout) for peer in missing))
