@@ -103,13 +103,17 @@ class Mesh:
 
 @contextmanager
 def start_mesh(
-    network: Network, sites: Sequence[Site] | None = None, seed: int = 1, patience: float = 60
+    network: Network,
+    sites: Sequence[Site] | None = None,
+    seed: int = 1,
+    patience: float = 60,
+    hands: Mapping[str, Hand] | None = None,
 ) -> Iterator[Mesh]:
-    """Join the control hosts of a network, and take the mesh down."""
+    """Join the control hosts of a network, some of them by particular hands, and take the mesh down."""
     plan = make_plan(sites or described(network), seed)
     with ExitStack() as stack:
-        hands = {host.name: host.usual_hand for host in network}
-        mesh = Mesh(network, plan, hands)
+        given = dict(hands or {})
+        mesh = Mesh(network, plan, {host.name: given.get(host.name) or host.usual_hand for host in network})
         stack.callback(_lower_all, mesh)
         mesh.raise_()
         mesh.tell()
