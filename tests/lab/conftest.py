@@ -63,7 +63,7 @@ def client(session_client: Client, cluster: PoolCluster, request: pytest.Fixture
     assert eventually(lambda: all(len(cluster.pools[pool]) == 1 for pool in THREADS), 60)
     if not request.session.testsfailed:  # the traceback of one that failed keeps its results alive
         gc.collect()
-        assert eventually(lambda: not session_client.run_on_scheduler(_tasks), 5)
+        assert eventually(lambda: not session_client.run_on_scheduler(_tasks))
 
 
 @pytest.fixture
