@@ -14,6 +14,7 @@ __all__ = [
     "DataCentresError",
     "DataChangedError",
     "EntryError",
+    "MeshError",
     "MisplacedTaskError",
     "MixedPoolsError",
     "PoolUnavailableError",
@@ -217,6 +218,10 @@ class VersionMismatchError(PoolsError):
             f"The client has intake-pools {self.version}, but these have not: {hosts}. "
             f"On each of them: pip install intake-pools=={self.version}"
         )
+
+
+class MeshError(PoolsError):
+    """The network of a cluster cannot be made, or does not reach a site; the message says what to do."""
 
 
 class DataCentresError(PoolsError, ValueError):

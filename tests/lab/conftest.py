@@ -104,3 +104,9 @@ def network() -> Iterator[Network]:
 def walled() -> Iterator[Network]:
     """Client behind NAT, at ecmwf a firewall that lets in one UDP port."""
     yield from _started([SiteLink("client", "nat"), SiteLink("ecmwf", "port", port=51900)])
+
+
+@pytest.fixture(scope="session")
+def open_sites() -> Iterator[Network]:
+    """Three sites, each with a public address and no firewall."""
+    yield from _started([SiteLink("client"), SiteLink("ecmwf"), SiteLink("eumetsat")])
