@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 from distributed import Scheduler, get_worker
@@ -19,6 +20,7 @@ from distributed import Scheduler, get_worker
 from dask_pools import DataCentresError, PoolUnavailableError, pins
 from dask_pools.cluster import PoolCluster, pool_specs
 from dask_pools.cluster.launchers import WorkerShape, command
+from dask_pools.cluster.launchers.jobqueue import JobLauncher
 from dask_pools.cluster.launchers.joining import worker_command
 from dask_pools.data_centres import DataCentres, load, parse
 from documented import PAGES, files, shown
@@ -188,3 +190,102 @@ def test_a_wrong_template_is_named_when_the_file_is_read(said: str, message: str
     text = f"data_centres:\n  a:\n    workers:\n      launcher: command\n      {said}"
     with pytest.raises(DataCentresError, match=message):
         parse(text, "f.yaml")
+
+
+# Batch systems: the scripts of their jobs. Slurm's real daemons are in tests/lab/.
+
+SCRIPTS = {
+    "with-pbs": ["#PBS -N with-pbs-0", "#PBS -q compute", "#PBS -A weather",
+                 "#PBS -l select=1:ncpus=2:mem=4096MB", "#PBS -l walltime=01:00:00"],
+    "with-sge": ["#$ -N with-sge-0", "#$ -q compute", "#$ -P weather", "#$ -l h_vmem=2G", "#$ -pe smp 2"],
+    "with-lsf": ["#BSUB -J with-lsf-0", "#BSUB -q compute", '#BSUB -P "weather"', "#BSUB -n 2",
+                 "#BSUB -W 01:00", "#BSUB -M 4295"],
+    "with-htcondor": ["batch_name = with-htcondor-0", "MY.DaskWorkerCores = 2",
+                      "MY.DaskWorkerMemory = 4294967296", "MY.DaskWorkerDisk = 8000000000",
+                      "accounting_group = weather"],
+    "with-oar": ["#OAR -n with-oar-0", "#OAR -q compute", "#OAR --project weather",
+                 "#OAR -l /nodes=1/core=2,walltime=01:00:00"],
+    "ecmwf": ["#SBATCH -J ecmwf-0", "#SBATCH -p compute", "#SBATCH --cpus-per-task=2", "#SBATCH --mem=4G",
+              "#SBATCH -t 01:00:00", "#SBATCH --no-requeue",
+              "#SBATCH -o /scratch/weather/logs/ecmwf-0-%J.out"],
+    "eumetsat": ["#SBATCH -A weather", "#SBATCH --comment=dask", "#SBATCH --no-requeue"],
+}  # fmt: skip
+
+
+def job_script(page: str, pool: str, scheduler: str = "tcp://127.0.0.1:8786") -> str:
+    """What would be submitted for the first worker of a pool that a page describes."""
+    spec = pool_specs(parse(shown(page), page))[pool]
+    assert isinstance(spec.launcher, JobLauncher)
+    resources = {**spec.worker.resources, pins.resource(pool): 1}
+    job = spec.launcher.job(scheduler, f"{pool}-0", replace(spec.worker, resources=resources))
+    return str(job.job_script())
+
+
+@pytest.mark.parametrize("pool", SCRIPTS)
+def test_a_job_asks_for_what_the_section_says(pool: str) -> None:
+    script = job_script("batch" if pool.startswith("with") else "slurm", pool)
+    lines = script.splitlines()
+    assert [line for line in SCRIPTS[pool] if line not in lines] == []
+    assert f"--name {pool}-0 " in script
+    assert f"--nthreads {1 if pool == 'eumetsat' else 2} " in script
+    assert f"pool-{pool}=1" in script
+    assert "--nworkers" not in script
+
+
+def test_the_shell_of_a_job_gets_each_word_whole() -> None:
+    lines = job_script("batch", "with-pbs").splitlines()
+    before, worker = [line for line in lines if line.startswith("export")], lines[-1]
+    assert [shlex.split(line) for line in before] == [["export", "GREETING=it's me"]]
+    assert shlex.split(worker)[-2:] == ["--resources", "GPU=1.0 pool-with-pbs=1"]
+    assert shlex.split(lines[-2])[:2] == ["cd", "/data/it's here"]
+
+
+def test_a_job_of_a_scheduler_with_tls_gets_the_files_that_dask_is_configured_with() -> None:
+    files = {
+        "ca-file": "/home/me/ca.pem",
+        "worker.cert": "/home/me/cert.pem",
+        "worker.key": "/home/me/key.pem",
+    }
+    with dask.config.set({f"distributed.comm.tls.{name}": file for name, file in files.items()}):
+        words = shlex.split(job_script("slurm", "ecmwf", "tls://10.0.0.1:8786").splitlines()[-1])
+    given = {words[n]: words[n + 1] for n, word in enumerate(words) if word.startswith(("--tls", "--proto"))}
+    assert given == {
+        "--protocol": "tls",
+        "--tls-ca-file": "/home/me/ca.pem",
+        "--tls-cert": "/home/me/cert.pem",
+        "--tls-key": "/home/me/key.pem",
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("slurm", r"workers.launcher: a job of Slurm asks for memory; say how much, as in memory: 16 GiB"),
+        ("slurm, memory: 1 GB, slurm: {walltime: 10:00:00}", r"slurm.walltime: 36000 may .* in quotes"),
+        ("slurm, memory: 1 GB, slurm: {partition: x}", r"unknown key .*slurm.partition'.* Allowed .*, queue"),
+        ("slurm, memory: 1 GB, slurm: {job_cpu: 1.5}", r"slurm.job_cpu should be a"),
+        ("sge, memory: 1 GB", r"how SGE is asked for memory and processors differs from site to site"),
+        ("htcondor, memory: 1 GB", r"key 'data_centres.a.workers.htcondor' is missing"),
+        ("pbs, memory: 1 GB, pbs: {job_extra_directives: -j oe}", r"job_extra_directives should be a list"),
+    ],
+)
+def test_what_a_batch_system_cannot_do_is_said_when_the_file_is_read(said: str, message: str) -> None:
+    text = f"data_centres:\n  a:\n    workers: {{launcher: {said}}}"
+    with pytest.raises(DataCentresError, match=message):
+        parse(text, "f.yaml")
+
+
+def test_without_dask_jobqueue_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
+    monkeypatch.delitem(sys.modules, "dask_jobqueue.slurm", raising=False)
+    with pytest.raises(
+        ImportError, match=r"'ecmwf' are jobs of Slurm.*pip install 'intake-pools\[jobqueue\]'"
+    ):
+        pool_specs(parse(shown("slurm"), "slurm.md"))
+
+
+def test_where_no_jobs_can_be_submitted_the_missing_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    spec = pool_specs(parse(shown("slurm"), "slurm.md"))["ecmwf"]
+    with pytest.raises(RuntimeError, match="there is no command 'sbatch' here: make the cluster where jobs"):
+        asyncio.run(spec.launcher.launch("tcp://127.0.0.1:1", "ecmwf-0", spec.worker))
