@@ -52,7 +52,7 @@ typecheck: $(VENV)/.installed-dev
 venv: $(VENV)/.installed-dev
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist demo.png .mypy_cache .pytest_cache .ruff_cache dask-scratch-space
+	rm -rf $(VENV) .oldest-dask build dist demo.png .mypy_cache .pytest_cache .ruff_cache dask-scratch-space
 	find src catalog tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip and not python is the target: where ensurepip is missing, `python3 -m venv` leaves a python behind

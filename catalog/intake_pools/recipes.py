@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask
@@ -188,13 +188,20 @@ def _with(dataset: xr.Dataset, variables: Mapping[Hashable, xr.Variable]) -> xr.
 
 
 def lazy(dataset: xr.Dataset, entry: Entry, limits: Limits) -> xr.Dataset:
-    """Replace the mosaics in a Dataset by Dask arrays, each of one layer, pinned to the pool of the entry."""
+    """Replace the mosaics in a Dataset by Dask arrays, each of one layer, pinned to the pool of the entry.
+
+    What must stay are data variables: coordinates are part of every result.
+    """
     variables = {}
     for name, variable in dataset.variables.items():
         if name not in dataset.xindexes and isinstance(variable.data, Mosaic):
-            array = variable.data.to_dask(entry, limits.annotations)
+            array = variable.data.to_dask(_as_free_as(name, dataset, entry), limits.annotations)
             variables[name] = xr.Variable(variable.dims, array, variable.attrs, variable.encoding)
     return _with(dataset, variables)
+
+
+def _as_free_as(name: Hashable, dataset: xr.Dataset, entry: Entry) -> Entry:
+    return replace(entry, residency=None) if name in dataset.coords else entry
 
 
 def combined(datasets: Sequence[xr.Dataset], entry: Entry) -> xr.Dataset:
@@ -241,7 +248,7 @@ def combined_arrays(datasets: Sequence[xr.Dataset], entry: Entry, limits: Limits
     variables = {}
     for name, variable in result.variables.items():
         if name not in result.xindexes and isinstance(variable.data, da.Array):
-            array = _one_layer(name, variable.data, entry, limits)
+            array = _one_layer(name, variable.data, _as_free_as(name, result, entry), limits)
             variables[name] = xr.Variable(variable.dims, array, variable.attrs, variable.encoding)
     return _with(result, variables)
 

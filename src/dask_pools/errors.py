@@ -15,6 +15,7 @@ __all__ = [
     "DataChangedError",
     "EntryError",
     "HostKeyError",
+    "MeshError",
     "MisplacedTaskError",
     "MixedPoolsError",
     "PoolUnavailableError",
@@ -118,20 +119,29 @@ class MixedPoolsError(PoolsError, ValueError):
 
 
 class ResidencyError(PoolsError):
-    """What a dataset holds must not leave its data centre, but an operation needs it in another.
+    """What a dataset holds must not leave its data centre, but is needed in another, or by the client.
 
     Attributes
     ----------
-    variable, pool, operation, needed_in : str
-        What must stay, where; what reads it, and where that has to run.
+    variable, pool, operation : str
+        What must stay, where; what reads it.
+    needed_in : str or None
+        Where that has to run; None if the client asked for it.
     """
 
-    def __init__(self, variable: str, pool: str, operation: str, needed_in: str) -> None:
+    def __init__(self, variable: str, pool: str, operation: str, needed_in: str | None) -> None:
         super().__init__(variable, pool, operation, needed_in)
         self.variable, self.pool = variable, pool
         self.operation, self.needed_in = operation, needed_in
 
     def __str__(self) -> str:
+        if self.needed_in is None:
+            return (
+                f"{self.variable!r} must stay in pool {self.pool!r}, but its values were asked for by the "
+                "client, as they are. Ask for something reduced (a mean, a selection), or keep it in the "
+                f"pool with persist(). If this client runs in {self.pool!r}: "
+                f"dask.config.set({{'pools.here': {self.pool!r}}})."
+            )
         return (
             f"{self.variable!r} must stay in pool {self.pool!r}, but {self.operation!r} reads it in pool "
             f"{self.needed_in!r}. Reduce it in its own pool first (a mean, a selection), let what it is "
@@ -230,6 +240,10 @@ class HostKeyError(SiteError):
         super().__init__(host, step, reason)
         self.args = (host, step, reason, fingerprint)
         self.fingerprint = fingerprint
+
+
+class MeshError(PoolsError):
+    """The network of a cluster cannot be made, or does not reach a site; the message says what to do."""
 
 
 class DataCentresError(PoolsError, ValueError):

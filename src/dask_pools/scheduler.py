@@ -93,7 +93,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             pools_status=self.status, pools_request=self.request, pools_supply=self.supply
         )
         for address, worker in scheduler.workers.items():
-            if offered := _pools_offered(worker.resources):
+            if offered := pins.pools_of_resources(worker.resources):
                 self.seen.update(offered)
                 self._check_version(address)
         check = PeriodicCallback(self._check, CHECK_SECONDS * 1000)
@@ -113,7 +113,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self._forget_owners(now)
         pools: dict[str, dict[str, int]] = {}
         for worker in self.scheduler.workers.values():
-            for pool in _pools_offered(worker.resources):
+            for pool in pins.pools_of_resources(worker.resources):
                 if worker.address in self._workers_of(pool):
                     counts = pools.setdefault(pool, {"workers": 0, "threads": 0})
                     counts["workers"] += 1
@@ -262,7 +262,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Hold pinned tasks back from a worker that joins until its version is known."""
-        if _pools_offered(scheduler.workers[worker].resources):
+        if pins.pools_of_resources(scheduler.workers[worker].resources):
             self._offer(worker, open_=False)
             # Not awaited: a worker answers nothing before the scheduler has greeted it, which is after this.
             self._check_version(worker)
@@ -292,7 +292,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             self.scheduler.log_event("warn", f"Worker {worker} gets no pinned tasks. {error}")
             return
         self._offer(worker, open_=True)
-        for pool in _pools_offered(state.resources):
+        for pool in pins.pools_of_resources(state.resources):
             self.seen.add(pool)
             self._missing.pop(pool, None)
         self._refresh_barriers()
@@ -351,7 +351,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         for task in self.scheduler.unrunnable:
             required = tuple(task.resource_restrictions or ())
             if required not in looked:
-                pools = _pools_offered(task.resource_restrictions)
+                pools = pins.pools_of_resources(task.resource_restrictions)
                 looked[required] = pools, [pool for pool in pools if not self._workers_of(pool)]
             pools, lacking = looked[required]
             for pool in lacking:
@@ -389,7 +389,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         if refused := [
             f"{worker} ({version})"
             for worker, version in self.mismatched.items()
-            if pool in _pools_offered(self.scheduler.workers[worker].resources)
+            if pool in pins.pools_of_resources(self.scheduler.workers[worker].resources)
         ]:
             return (
                 f"Workers that joined for it have another version of intake-pools than this scheduler: "
@@ -399,7 +399,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         supplied = {
             other for owner in self.owners.values() for other, most in owner.supply.items() if most != 0
         }
-        joining = any(pool in _pools_offered(w.resources) for w in self.scheduler.workers.values())
+        joining = any(pool in pins.pools_of_resources(w.resources) for w in self.scheduler.workers.values())
         if pool not in supplied and pool not in self.seen and not joining:
             near = difflib.get_close_matches(pool, sorted(supplied | self.seen), n=1)
             asleep = sorted(other for other in supplied if not self._workers_of(other))
@@ -433,13 +433,6 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 )
             )
         self.scheduler.transitions(recommendations, stimulus_id=stimulus_id)
-
-
-def _pools_offered(resources: Mapping[str, float] | None) -> tuple[str, ...]:
-    """Pools among the resources that a worker offers or a task requires."""
-    return tuple(
-        name[len(pins.RESOURCE_PREFIX) :] for name in resources or () if name.startswith(pins.RESOURCE_PREFIX)
-    )
 
 
 def install(scheduler: Scheduler) -> PoolsPlugin:

@@ -21,7 +21,7 @@ from dask.utils import format_bytes
 from distributed import Client, Worker, WorkerPlugin
 
 from dask_pools import dask_internals
-from dask_pools.pins import RESOURCE_PREFIX
+from dask_pools.pins import pools_of_resources
 
 __all__ = ["CLIENT", "Flow", "Measurement", "Traffic", "measure_traffic", "traffic"]
 
@@ -396,7 +396,7 @@ class Bookkeeper(WorkerPlugin):  # type: ignore[misc]  # distributed publishes n
                 "closed": False,
                 "worker": worker.address,
                 "identity": self.identity,
-                "pools": list(_pools_of(worker)),
+                "pools": list(pools_of_resources(worker.state.total_resources)),
             },
         )
 
@@ -413,22 +413,12 @@ class Bookkeeper(WorkerPlugin):  # type: ignore[misc]  # distributed publishes n
         return Account(
             worker.address,
             self.identity,
-            _pools_of(worker),
+            pools_of_resources(worker.state.total_resources),
             dict(self.sent),
             dict(self.received),
             dict(self.shards),
             self.complete,
         )
-
-
-def _pools_of(worker: Worker) -> tuple[str, ...]:
-    return tuple(
-        sorted(
-            name.removeprefix(RESOURCE_PREFIX)
-            for name in worker.state.total_resources
-            if name.startswith(RESOURCE_PREFIX)
-        )
-    )
 
 
 async def open_account(dask_worker: Worker) -> None:

@@ -63,7 +63,7 @@ def client(session_client: Client, cluster: PoolCluster, request: pytest.Fixture
     assert eventually(lambda: all(len(cluster.pools[pool]) == 1 for pool in THREADS), 60)
     if not request.session.testsfailed:  # the traceback of one that failed keeps its results alive
         gc.collect()
-        assert eventually(lambda: not session_client.run_on_scheduler(_tasks), 5)
+        assert eventually(lambda: not session_client.run_on_scheduler(_tasks))
 
 
 @pytest.fixture
@@ -104,3 +104,9 @@ def network() -> Iterator[Network]:
 def walled() -> Iterator[Network]:
     """Client behind NAT, at ecmwf a firewall that lets in one UDP port."""
     yield from _started([SiteLink("client", "nat"), SiteLink("ecmwf", "port", port=51900)])
+
+
+@pytest.fixture(scope="session")
+def open_sites() -> Iterator[Network]:
+    """Three sites, each with a public address and no firewall."""
+    yield from _started([SiteLink("client"), SiteLink("ecmwf"), SiteLink("eumetsat")])

@@ -74,6 +74,11 @@ class Hand:
         result: R = answer
         return result
 
+    @property
+    def lives(self) -> bool:
+        """Whether it can still be called."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """Kill it outright. What it started is left to itself."""
         self._process.kill()

@@ -110,6 +110,7 @@ class Host:
     internet: int
     environment: dict[str, str]
     _hands: ExitStack = field(default_factory=ExitStack)
+    _usual: list[Hand] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -146,12 +147,27 @@ class Host:
         prefix = self.inside_as_user if user else self.inside
         return _run([*prefix, *command], text, self.environment)
 
-    def hand(self, user: bool = False) -> Hand:
-        """Start a Python process on the control host that calls functions; it ends with the network."""
+    def hand(self, *through: str, user: bool = False) -> Hand:
+        """Start a Python process on the control host that calls functions; it ends with the network.
+
+        Parameters
+        ----------
+        *through : str
+            Beginning of a command that it is started with, such as ``("unshare", "--mount")``.
+        user : bool
+            Whether it is an ordinary user's.
+        """
         prefix = self.inside_as_user if user else self.inside
-        hand = Hand(prefix, self.environment)
+        hand = Hand((*prefix, *through), self.environment)
         self._hands.callback(hand.close)
         return hand
+
+    @property
+    def usual_hand(self) -> Hand:
+        """A hand that is there already, if some test had it; they take long to learn Dask."""
+        if not (self._usual and self._usual[-1].lives):
+            self._usual.append(self.hand())
+        return self._usual[-1]
 
     def from_outside(self, path: str | Path) -> Path:
         """Where the test finds what the control host has at an absolute path."""

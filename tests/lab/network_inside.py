@@ -161,10 +161,12 @@ def join_internet(at: Addresses, gate: int, host: int) -> None:
     run(["ip", "-batch", "-"], f"link set dev {up} netns {gate} name up\nlink set dev {down} up\n")
     run(["ip", "route", "add", at.range, "dev", down])
     run(limit(rate, down).split())
-    forward = "echo 1 >/proc/sys/net/ipv4/ip_forward"
+    # No IPv6 outside: what comes along a link is what somebody sends.
+    forward = "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6"
     within(
         gate,
         f"""
+        {forward}
         ip -batch - <<'_END_'
         link set lo up
         addr add {at.gate}/32 dev up
@@ -175,7 +177,6 @@ def join_internet(at: Addresses, gate: int, host: int) -> None:
         link set lan up
 _END_
         {limit(rate, "up")}
-        {forward}
         nft -f - <<'_END_'
 {firewall(at)}
 _END_
@@ -246,6 +247,8 @@ def main() -> None:
     # The internet itself runs wherever the test does, but shares no file of /run, where sockets are.
     run(["mount", "-t", "tmpfs", "lab-run", "/run"])
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    for which in ("all", "default"):
+        Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6").write_text("1")
     run(["nft", "-f", "-"], "table inet lab { chain lost { type filter hook output priority 0; }; }\n")
     pids: dict[str, int] = {}
 

@@ -159,6 +159,11 @@ class Plan:
         """What tells this cluster from others on the same hosts: ten hexadecimal digits."""
         return f"{int(self.prefix.network_address) >> 80:012x}"[2:]
 
+    @property
+    def order(self) -> list[str]:
+        """Sites in the order in which their hosts should learn of peers: who is called before who calls."""
+        return sorted(self, key=lambda name: not self._member(name).site.reachable)
+
     def network(self, site: str) -> IPv6Network:
         """All addresses of a site."""
         return self._network(self._member(site))

@@ -148,7 +148,13 @@ def plan(layers: Layers, keys: Any, kind: Kind, costs: Costs | None = None) -> P
 
 
 def place(
-    layers: Layers, keys: Any, kind: Kind, *, name_pins: bool = False, costs: Costs | None = None
+    layers: Layers,
+    keys: Any,
+    kind: Kind,
+    *,
+    name_pins: bool = False,
+    costs: Costs | None = None,
+    check: Callable[[Placed], None] | None = None,
 ) -> HighLevelGraph:
     """Optimise a graph as Dask does for this kind of collection, and pin its tasks.
 
@@ -163,6 +169,8 @@ def place(
         Write the pins into the keys as well. For graphs that are optimised in the client, as by
         `dask.optimize` or `to_delayed`: Dask flattens those, and drops annotations.
     costs : mapping of str to mapping of str to float, optional
+    check : callable, optional
+        Called with the placement before anything is made of it; what it raises comes out here.
 
     Returns
     -------
@@ -175,7 +183,7 @@ def place(
         If something that must stay in its pool is wanted in another.
     """
     with _uncollected():
-        return _optimised(layers, _wanted(keys), kind, name_pins, costs)
+        return _optimised(layers, _wanted(keys), kind, name_pins, costs, check)
 
 
 @contextmanager
@@ -191,15 +199,24 @@ def _uncollected() -> Iterator[None]:
 
 
 def _optimised(
-    layers: Layers, wanted: set[Key], kind: Kind, name_pins: bool, costs: Costs | None
+    layers: Layers,
+    wanted: set[Key],
+    kind: Kind,
+    name_pins: bool,
+    costs: Costs | None,
+    check: Callable[[Placed], None] | None,
 ) -> HighLevelGraph:
     tasks, marks = _materialise(layers, wanted, kind)
     pools = _pinned(tasks, marks, layers)
-    if any(key not in pools and marks[key].pools for key in tasks) or (
-        len(set(pools.values())) > 1 and any(pins.stays(key) for key in tasks)
+    if (
+        check is not None
+        or any(key not in pools and marks[key].pools for key in tasks)
+        or (len(set(pools.values())) > 1 and any(pins.stays(key) for key in tasks))
     ):
         # Only here does a layer hold tasks of several pools, so only here are single tasks looked at.
         placed = _placed(tasks, marks, wanted, pools, layers, costs)
+        if check is not None:
+            check(placed)
         names = placed.model.pools
         for key, pool in zip(placed.keys, placed.pools, strict=True):
             if pool != FREE and key in tasks:
