@@ -14,12 +14,14 @@ __all__ = [
     "DataCentresError",
     "DataChangedError",
     "EntryError",
+    "HostKeyError",
     "MeshError",
     "MisplacedTaskError",
     "MixedPoolsError",
     "PoolUnavailableError",
     "PoolsError",
     "ResidencyError",
+    "SiteError",
     "TransferBudgetError",
     "UnlocatedError",
     "UnreadableError",
@@ -218,6 +220,46 @@ class VersionMismatchError(PoolsError):
             f"The client has intake-pools {self.version}, but these have not: {hosts}. "
             f"On each of them: pip install intake-pools=={self.version}"
         )
+
+
+class SiteError(PoolsError):
+    """Something did not work at the control host of a site.
+
+    Attributes
+    ----------
+    host, step, reason : str
+        Where, what was being done, why that failed and what to do.
+    command : str
+        What was run there, or nothing.
+    said : str
+        The last lines that the command wrote.
+    """
+
+    def __init__(self, host: str, step: str, reason: str, command: str = "", said: str = "") -> None:
+        super().__init__(host, step, reason, command, said)
+        self.host, self.step, self.reason, self.command, self.said = host, step, reason, command, said
+
+    def __str__(self) -> str:
+        command = f"\nCommand: {self.command}" if self.command else ""
+        said = (
+            "\nIt said:\n" + "\n".join(f"    {line}" for line in self.said.splitlines()) if self.said else ""
+        )
+        return f"Control host {self.host}, {self.step}: {self.reason.rstrip('.')}.{command}{said}"
+
+
+class HostKeyError(SiteError):
+    """A control host showed a key that is not known to be its own; nothing was sent to it.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Of the key that it showed, as `ssh` writes it.
+    """
+
+    def __init__(self, host: str, step: str, reason: str, fingerprint: str) -> None:
+        super().__init__(host, step, reason)
+        self.args = (host, step, reason, fingerprint)
+        self.fingerprint = fingerprint
 
 
 class MeshError(PoolsError):

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 
+from distributed import Security
 from distributed.core import rpc
 
 from dask_pools.cluster.launchers import WorkerShape
@@ -95,7 +96,8 @@ async def joined(scheduler: str, name: str, timeout: float | None, ended: Awaita
 
 async def _joined(scheduler: str, name: str) -> None:
     wait = POLL
-    async with rpc(scheduler) as remote:
+    # With Dask's own settings of TLS, where there are some.
+    async with rpc(scheduler, connection_args=Security().get_connection_args("worker")) as remote:
         while not any(
             worker["name"] == name for worker in (await remote.identity(n_workers=-1))["workers"].values()
         ):
