@@ -24,7 +24,7 @@ from dask.typing import Key
 from distributed import Client, default_client
 
 import dask_pools
-from dask_pools import dask_internals, frames, pins, scheduler, targets
+from dask_pools import budget, dask_internals, frames, pins, scheduler, targets
 from dask_pools.config import propagating, transfer_budget
 from dask_pools.errors import (
     PoolsError,
@@ -187,6 +187,15 @@ def computing_client() -> Client | None:
 _OPTIMIZERS = {setting: PlacingOptimizer(setting) for setting in _KINDS}
 
 
+def _budget_to_send(expression: Any) -> dict[str, int]:
+    """Annotation with the budget, for what will not be placed, and so not be held to it there."""
+    limit = transfer_budget() if propagating() else None
+    if limit is None:
+        return {}
+    optimizers = dask_internals.optimizers_of(expression)
+    return {} if all(isinstance(one, PlacingOptimizer) for one in optimizers) else {budget.ANNOTATION: limit}
+
+
 def propagate_pools() -> AbstractContextManager[Any]:
     """Keep pins where Dask would drop them, and pin the tasks that consume pinned ones.
 
@@ -202,6 +211,7 @@ def propagate_pools() -> AbstractContextManager[Any]:
     if not propagating():
         return nullcontext()
     check_settings()
+    dask_internals.annotate_what_is_sent(_budget_to_send)
     # Whoever switched a kind of optimisation off (False) keeps it off: unfused layers keep their pins.
     on = {key: ours for key, ours in _OPTIMIZERS.items() if dask.config.get(key, ours)}
     switched: AbstractContextManager[Any] = dask.config.set(on)

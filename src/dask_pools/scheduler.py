@@ -2,7 +2,8 @@
 
 It pins what arrives without a pin although its key or its inputs have one (the backstop), keeps P2P rechunks
 inside the pool of their consumers, holds pinned roots back while their pool is busy (`queueing`), fails tasks
-whose pool has no workers instead of letting them wait for ever, passes requests for workers on to whoever can
+whose pool has no workers instead of letting them wait for ever, refuses what would move too much although
+nobody placed it (`budget`), passes requests for workers on to whoever can
 start some, and looks at the version of workers that join. It knows pools by the resources that workers offer;
 it knows neither data centres nor launchers.
 """
@@ -13,7 +14,7 @@ import asyncio
 import difflib
 import logging
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -28,7 +29,7 @@ from distributed.protocol.serialize import Serialize, Serialized, deserialize
 from tornado.ioloop import PeriodicCallback
 
 import dask_pools
-from dask_pools import pins
+from dask_pools import budget, pins
 from dask_pools.config import propagating, wait_for_workers
 from dask_pools.dask_internals import P2PBarrierTask, TaskState
 from dask_pools.errors import MixedPoolsError, PoolUnavailableError, VersionMismatchError
@@ -152,7 +153,9 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
 
     # Graphs that arrive.
 
-    def update_graph(self, scheduler: Scheduler, *, tasks: Iterable[Key], **_: Any) -> None:
+    def update_graph(
+        self, scheduler: Scheduler, *, tasks: Iterable[Key], keys: Collection[Key], **_: Any
+    ) -> None:
         """Pin new tasks that lack a pin, before any of them is sent to a worker."""
         if not propagating():
             return
@@ -184,7 +187,9 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         for barrier in barriers:
             self._barriers.add(barrier.key)
             self._keep_in_pool(barrier)
-        self._queue.hold((*pinned, *free.values()))
+        arrived = (*pinned, *free.values())
+        if not budget.refuse(scheduler, keys, arrived):
+            self._queue.hold(arrived)
 
     def transition(self, key: Key, start: str, finish: str, *_: Any, **__: Any) -> None:
         """Follow what happens to tasks."""

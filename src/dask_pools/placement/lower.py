@@ -106,7 +106,7 @@ class Layers:
     pins: dict[Key, str] = field(default_factory=dict)
     """Pools of single tasks, where a layer was flattened from several."""
     sizes: dict[str, tuple[tuple[tuple[int, ...], ...], int]] = field(default_factory=dict)
-    """For each layer that makes an array its chunks and the bytes of an element."""
+    """For each layer that makes an array its chunks and the bytes of an element; of several, all of them."""
     annotations: dict[Key, dict[str, Any]] = field(default_factory=dict)
     """Annotations, without pins, where they differ from task to task of a layer."""
 
@@ -286,6 +286,7 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) 
     own: dict[str, Pools] = {}
     whole: dict[str, str] = {}
     read = Layers(dsk)
+    partials: dict[str, dask_internals.Partial] = {}
     for name, layer in dsk.layers.items():
         found = pins.pools_of_layer(layer, name)
         held = {} if dask_internals.is_symbolic(layer) else _held(layer)
@@ -310,14 +311,18 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) 
         stripped[name] = layer
         described = getattr(layer, "collection_annotations", None) or {}
         if "chunks" in described and "dtype" in described:
-            chunks = described["chunks"]
-            if reduced := dask_internals.reduced_axes(layer):
-                chunks = tuple(
-                    (1,) * len(along) if axis in reduced else along for axis, along in enumerate(chunks)
-                )
+            chunks, arrays = described["chunks"], dask_internals.arrays_of_partial(name)
+            if partial := dask_internals.partial_of(layer, dsk.layers):
+                partials[name] = partial
+                chunks = _shortened(chunks, partial.lengths)
+                arrays = partial.arrays
+            elif reduced := dask_internals.reduced_axes(layer):
+                chunks = _shortened(chunks, {axis: (1,) * len(chunks[axis]) for axis in reduced})
             # Lengths that are not known are NaN.
             if not any(math.isnan(n) for along in chunks for n in along):
-                read.sizes[name] = (chunks, getattr(described["dtype"], "itemsize", 8))
+                read.sizes[name] = (chunks, getattr(described["dtype"], "itemsize", 8) * arrays)
+    if partials:
+        _combine(partials, read)
     if not own:
         return None
     if locate is not None:
@@ -333,6 +338,34 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) 
     read.homes = _homes(whole, own, dsk.dependencies, read)
     read.graph = HighLevelGraph(stripped, dsk.dependencies)
     return read
+
+
+def _shortened(
+    chunks: tuple[tuple[int, ...], ...], lengths: Mapping[int, tuple[int, ...]]
+) -> tuple[tuple[int, ...], ...]:
+    """Chunks of an array with other lengths along some axes."""
+    return tuple(lengths.get(axis, along) for axis, along in enumerate(chunks))
+
+
+def _combine(partials: dict[str, dask_internals.Partial], read: Layers) -> None:
+    """Correct the sizes of the layers that combine partial results of several elements: they have as many.
+
+    Dask tells of them one element along the axes of the reduction.
+    """
+    dependencies = read.graph.dependencies
+    for name in TopologicalSorter(dependencies).static_order():
+        further = dask_internals.combines(name)
+        sources = dependencies.get(name, ())
+        if further is None or name not in read.sizes or len(sources) != 1:
+            continue
+        (source,) = sources
+        if (partial := partials.get(source)) is None:
+            continue
+        chunks, size = read.sizes[name]
+        lengths = {axis: (max(along),) * len(chunks[axis]) for axis, along in partial.lengths.items()}
+        arrays = partial.arrays if further else 1
+        partials[name] = dask_internals.Partial(lengths, arrays)
+        read.sizes[name] = (_shortened(chunks, lengths), size * arrays)
 
 
 def _annotations_of(key: Key, annotations: Mapping[str, Any]) -> dict[str, Any]:
@@ -636,7 +669,7 @@ def _nbytes(key: Key, layers: Layers) -> float | None:
     chunks, itemsize = layers.sizes[key[0]]
     if len(chunks) != len(key) - 1:
         return None
-    nbytes = itemsize * dask_internals.arrays_of_partial(key[0])
+    nbytes = itemsize
     for along, index in zip(chunks, key[1:], strict=True):
         nbytes *= along[index]
     return nbytes
