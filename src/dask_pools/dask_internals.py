@@ -365,6 +365,11 @@ def nbytes_of_result(key: Key) -> float | None:
     return None
 
 
+def nbytes_of_constant(task: GraphNode) -> float | None:
+    """Bytes of a value that stands in a graph as it is; None of anything else."""
+    return float(safe_sizeof(task.value)) if isinstance(task, DataNode) else None
+
+
 _GATHERING = "finalize-hlgfinalize"
 
 

@@ -144,7 +144,8 @@ class TransferBudgetError(PoolsError):
     Attributes
     ----------
     crossed : int or None
-        Bytes; None if that cannot be told beforehand: of frames, and of graphs that were not optimised.
+        Bytes; None if that cannot be told beforehand: of frames, graphs that were not optimised, and results
+        that are no arrays.
     budget : int
         Bytes.
     largest : tuple of str
@@ -160,10 +161,11 @@ class TransferBudgetError(PoolsError):
         what = "; ".join(self.largest)
         if self.crossed is None:
             return (
-                f"How much this would move between pools cannot be told beforehand, and the budget is "
-                f"{format_bytes(self.budget)}. Among others: {what}. The sizes of frames are not known, nor "
-                "those of graphs that Dask was told not to optimise (optimize_graph=False, client.get). To "
-                "compute it all the same: with dask.config.set({'pools.transfer-budget': None})."
+                "How much this would move between pools cannot be told beforehand, and the budget is "
+                f"{format_bytes(self.budget)}. Among others: {what}. The sizes of arrays are known, unless "
+                "they are inside Delayed; not those of other Python objects, of frames, and of graphs that "
+                "Dask was told not to optimise (optimize_graph=False, client.get). To compute it all the "
+                "same: with dask.config.set({'pools.transfer-budget': None})."
             )
         return (
             f"This would move {format_bytes(self.crossed)} between pools, and the budget is "

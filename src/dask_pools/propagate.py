@@ -32,7 +32,7 @@ from dask_pools.errors import (
     VersionMismatchError,
 )
 from dask_pools.placement import lower
-from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, budget_error, crossed_bytes, summarise
+from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, budget_error, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,8 @@ class PlacingOptimizer(int):
 
     def _check_budget(self, layers: lower.Layers, source: Mapping[str, Any], placed: lower.Placed) -> None:
         """Refuse a placement that would move more than the budget allows."""
-        if self.budget is not None and crossed_bytes(placed) > self.budget:
+        nbytes, unknown = placed.crossing()
+        if self.budget is not None and (nbytes > self.budget or unknown):
             raise budget_error(summarise(placed, layers, source, budget=self.budget))
 
     def costs(self) -> dict[str, dict[str, float]]:

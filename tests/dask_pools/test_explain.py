@@ -249,6 +249,23 @@ def frame(x: da.Array):
     return dd.from_dask_array(x[:, :2].rechunk((-1, 2)), columns=["p", "q"])
 
 
+def test_results_of_unknown_size_are_told_and_refused_under_a_budget(client, a, b):
+    # Inside Delayed nothing says any more how large an array is.
+    with pool("ecmwf"):
+        made = dask.delayed(np.ones)(1000)
+    with pool("eumetsat"):
+        total = dask.delayed(np.sum)(made)
+    plan = explain(total, budget=None)
+    assert (plan.crossed, plan.unknown) == (1, 1)
+    assert "1 of the results that cross are of unknown size" in str(plan)
+    assert explain(a - b).unknown == 0
+    assert total.compute() == 1000
+    with dask.config.set({"pools.transfer-budget": "1 GB"}):
+        assert (a - b).sum().compute() == 0
+        with pytest.raises(TransferBudgetError, match="cannot be told beforehand"):
+            total.compute()
+
+
 UNPLACED = {
     "optimize_graph=False": lambda client, x, y: (x - y).sum().compute(optimize_graph=False),
     "client.get": lambda client, x, y: client.get(dict((x - y).dask), (x - y).__dask_keys__()[0][0]),

@@ -124,6 +124,13 @@ class Placed:
     model: Model
     pools: list[int]
     """For each task its pool, as a number in ``model.pools``, or `FREE`."""
+    unknown: frozenset[int] = frozenset()
+    """Tasks of whose results nothing tells the size; they count `UNKNOWN_NBYTES`."""
+
+    def crossing(self) -> tuple[int, int]:
+        """Bytes that cross, each result once for each other pool that reads it; and how many are unknown."""
+        found = list(crossings(self.model, self.pools))
+        return round(sum(one.nbytes for one in found)), sum(one.task in self.unknown for one in found)
 
 
 Costs = Mapping[str, Mapping[str, float]]
@@ -547,7 +554,7 @@ def _placed(
     costs: Costs | None,
 ) -> Placed:
     """Place tasks by a model of the whole graph."""
-    order, model = _model(tasks, pins_of, layers)
+    order, model, unknown = _model(tasks, pins_of, layers)
     names: dict[str, int] = {}
     layer_of = [marks[key].layer if key in marks else "" for key in order]
     model.layers = [names.setdefault(layer, len(names)) for layer in layer_of]
@@ -562,7 +569,7 @@ def _placed(
         pools = look_back(model)
     _check_residency(order, layer_of, model, pools)
     outputs = [task for task, key in enumerate(order) if key in wanted]
-    return Placed(order, layer_of, outputs, model, pools)
+    return Placed(order, layer_of, outputs, model, pools, frozenset(unknown))
 
 
 def _price(model: Model, costs: Costs | None) -> None:
@@ -597,8 +604,9 @@ def _check_residency(order: list[Key], layer_of: list[str], model: Model, pools:
                 )
 
 
-def _model(tasks: Graph, pins_of: Mapping[Key, str], layers: Layers) -> tuple[list[Key], Model]:
-    """Write the graph down as plain data; keys in the order of the model's tasks."""
+def _model(tasks: Graph, pins_of: Mapping[Key, str], layers: Layers) -> tuple[list[Key], Model, set[int]]:
+    """Write the graph down as plain data; keys in the order of its tasks, and those of unknown size."""
+    unknown: set[int] = set()
     model = Model(pools=sorted({*pins_of.values(), *layers.pins.values()}))
     number_of = {pool: number for number, pool in enumerate(model.pools)}
     order = _topological(tasks)
@@ -619,17 +627,19 @@ def _model(tasks: Graph, pins_of: Mapping[Key, str], layers: Layers) -> tuple[li
                 # Its outputs are made where it runs.
                 model.stays.add(position)
             if nbytes is None:
-                nbytes = _nbytes_of_slice(task, layers)
+                nbytes = _nbytes_of_slice(task, layers) if inputs else dask_internals.nbytes_of_constant(task)
         if nbytes is None:
             # An alias, a slice of unknown length, any Python object: as large as the largest thing it reads.
             nbytes = max((model.nbytes[source] for source in inputs), default=UNKNOWN_NBYTES)
+            if unknown.issuperset(inputs):
+                unknown.add(position)
         if pins.stays(key):
             model.stays.add(position)
         model.inputs.append(inputs)
         model.nbytes.append(nbytes)
         model.pinned.append(FREE if pool is None else number_of.setdefault(pool, len(number_of)))
     model.pools = list(number_of)
-    return order, model
+    return order, model, unknown
 
 
 def _topological(tasks: Graph) -> list[Key]:
