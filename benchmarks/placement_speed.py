@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument(
-        "--runs", type=int, default=5, help="runs of each arm, in turn; one of the largest size"
+        "--runs", type=int, default=3, help="runs of each arm, in turn; one of the largest size"
     )
     parser.add_argument("--arm", choices=ARMS, help="measure one arm of one size, and print it as JSON")
     args = parser.parse_args()

@@ -69,12 +69,20 @@ def off(predicted: int, found: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="programs whose names hold this", default="")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="of each pool; with several, small results may cross again"
+    )
     args = parser.parse_args()
     # Workers cannot import a benchmark.
     cloudpickle.register_pickle_by_value(placement_bytes)
-    table = Table("program", "tasks", "predicted MB", "crossed MB", "off", "worst pair", title="Traffic")
+    table = Table(
+        "program", "tasks", "predicted MB", "crossed MB", "again MB", "off", "worst pair", title="Traffic"
+    )
     worst = 0.0
-    with LocalPools({E: 1, M: 1, W: 1}, threads_per_worker=2) as cluster, cluster.get_client() as client:
+    with (
+        LocalPools(dict.fromkeys((E, M, W), args.workers), threads_per_worker=2) as cluster,
+        cluster.get_client() as client,
+    ):
         connect(client)
         for name, program in RUN.items():
             if args.only not in name:
@@ -93,6 +101,7 @@ def main() -> None:
                 str(plan.tasks),
                 f"{plan.crossed / 1e6:.3f}",
                 f"{found.crossed / 1e6:.3f}",
+                f"{found.duplicates / 1e6:.3f}",
                 f"{whole:.1%}",
                 f"{pair[0]} → {pair[1]} {pairs[pair]:.1%}" if pairs else "",
             )

@@ -7,8 +7,11 @@ each, which names the assumption when a new Dask breaks it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import dask
+import numpy as np
 from dask._expr import FinalizeCompute, HLGExpr, _AnnotationsTombstone, _HLGExprSequence
 from dask._task_spec import (
     Alias,
@@ -20,6 +23,7 @@ from dask._task_spec import (
     convert_legacy_graph,
     fuse_linear_task_spec,
 )
+from dask.array.chunk import argtopk
 from dask.array.core import getter, load_store_chunk
 from dask.array.optimization import _optimize_slices
 from dask.array.optimization import optimize as optimize_array
@@ -38,6 +42,7 @@ from dask.delayed import optimize as optimize_delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.typing import Key
 from distributed import Client, Future, Scheduler
+from distributed.core import error_message
 from distributed.scheduler import TaskGroup, TaskPrefix, TaskState, WorkerState, _task_slots_available
 from distributed.shuffle._core import P2PBarrierTask, ShuffleRun
 from distributed.sizeof import safe_sizeof
@@ -55,7 +60,9 @@ __all__ = [
     "TaskRef",
     "TaskState",
     "WorkerState",
+    "annotate_what_is_sent",
     "convert_legacy_graph",
+    "fail_unsent",
     "fuse_linear_task_spec",
     "fuse_roots",
     "fused_keys",
@@ -69,6 +76,7 @@ __all__ = [
     "optimize_blockwise",
     "optimize_delayed",
     "optimize_slices",
+    "optimizers_of",
     "reading_layer",
     "schedulers_here",
     "store_targets",
@@ -167,6 +175,67 @@ def arrays_of_partial(name: str) -> int:
     if operation in ("mean_chunk", "mean_combine"):
         return 2
     return 3 if operation in ("moment_chunk", "moment_combine") else 1
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What the tasks of a layer make that begins a reduction to more than one element."""
+
+    lengths: Mapping[int, tuple[int, ...]]
+    """By axis, the length of the result along it, for each chunk."""
+    arrays: int
+    """How many arrays a result holds."""
+
+
+def partial_of(layer: Mapping[Key, Any], layers: Mapping[Any, Mapping[Key, Any]]) -> Partial | None:
+    """Tell what the first step of a top-k or of a grouped reduction makes; None of any other layer.
+
+    Assumes that `dask.array.topk` and `argtopk` give `dask.array.reduction` a `functools.partial` with ``k``;
+    and that flox begins with a `Blockwise` layer of a `functools.partial` with ``axis`` and
+    ``expected_groups``, the codes of all groups or None, around one with ``func``, the names of the arrays
+    that it makes, and ``reindex``, whether it makes them for all groups. Otherwise it makes those of the
+    groups in its chunk of codes, its second input. Both tell of it the chunks that it reads.
+    """
+    if not isinstance(layer, Blockwise):
+        return None
+    made_by = getattr(layer.task, "func", None)
+    keywords = getattr(made_by, "keywords", None)
+    told = (layer.collection_annotations or {}).get("chunks")
+    if not keywords or not told:
+        return None
+    if "k" in keywords and (axes := reduced_axes(layer)):
+        lengths = {axis: tuple(min(abs(keywords["k"]), length) for length in told[axis]) for axis in axes}
+        return Partial(lengths, 2 if getattr(made_by, "func", None) is argtopk else 1)
+    axes = keywords.get("axis")
+    # Composed with another function, or not.
+    inner: Any = getattr(getattr(made_by, "func", None), "first", made_by)
+    if "expected_groups" not in keywords or not isinstance(axes, tuple) or "func" not in inner.keywords:
+        return None
+    # A variance is a function of one object of three arrays.
+    arrays = sum(3 if hasattr(one, "func") else 1 for one in inner.keywords["func"])
+    *others, last = axes
+    lengths = {axis: (1,) * len(told[axis]) for axis in others}
+    if inner.keywords.get("reindex") and keywords["expected_groups"] is not None:
+        lengths[last] = (len(keywords["expected_groups"]),) * len(told[last])
+        return Partial(lengths, arrays)
+    # The groups that occur in each chunk; those of several axes at once are not looked for.
+    name = layer.indices[1][0] if len(layer.indices) > 1 else None
+    found = [layers.get(name, {}).get((name, i)) for i in range(len(told[last]))]
+    codes = [chunk for one in found if isinstance(chunk := getattr(one, "value", one), np.ndarray)]
+    if others or len(codes) < len(found):
+        return None
+    lengths[last] = tuple(int((np.unique(chunk) >= 0).sum()) for chunk in codes)
+    return Partial(lengths, arrays)
+
+
+def combines(name: str) -> bool | None:
+    """Whether a layer puts partial results together, to another one (True) or to the last (False).
+
+    Assumes that the names that `dask.array.reductions._tree_reduce` makes end in ``-partial-`` or
+    ``-aggregate-`` and a token.
+    """
+    what = name.rpartition("-")[0]
+    return True if what.endswith("-partial") else False if what.endswith("-aggregate") else None
 
 
 def merge_annotations(annotations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -297,6 +366,11 @@ def nbytes_of_result(key: Key) -> float | None:
     return None
 
 
+def nbytes_of_constant(task: GraphNode) -> float | None:
+    """Bytes of a value that stands in a graph as it is; None of anything else."""
+    return float(safe_sizeof(task.value)) if isinstance(task, DataNode) else None
+
+
 _GATHERING = "finalize-hlgfinalize"
 
 
@@ -327,6 +401,34 @@ def graphs_to_compute(collections: Iterable[Any]) -> list[tuple[Any, HighLevelGr
     if not all(isinstance(part, HLGExpr) for part in parts):
         return None
     return [(part.low_level_optimizer, part.hlg, part.__dask_keys__()) for part in parts]
+
+
+def optimizers_of(expression: Any) -> list[Any]:
+    """Optimisers that the scheduler will call for an expression that a client sends; None: it calls none.
+
+    Assumes that graphs are sent as one `HLGExpr` or a sequence of them, which name their optimiser in
+    ``low_level_optimizer``, and frames and plain dicts as other expressions.
+    """
+    parts = list(expression.operands) if isinstance(expression, _HLGExprSequence) else [expression]
+    return [part.low_level_optimizer if isinstance(part, HLGExpr) else None for part in parts]
+
+
+def annotate_what_is_sent(annotations_for: Callable[[Any], Mapping[str, Any]]) -> None:
+    """Have every task of what clients send from now on get the annotations that its expression is given.
+
+    Assumes that everything is sent by ``Client._graph_to_futures(expr, …)``, which adds what
+    `dask.get_annotations` says at that moment. Repeated calls do nothing.
+    """
+    send = Client._graph_to_futures
+    if hasattr(send, "unannotated"):
+        return
+
+    def _graph_to_futures(self: Any, expr: Any, *args: Any, **kwargs: Any) -> Any:
+        with dask.annotate(**annotations_for(expr)):
+            return send(self, expr, *args, **kwargs)
+
+    _graph_to_futures.unannotated = send  # type: ignore[attr-defined]
+    Client._graph_to_futures = _graph_to_futures
 
 
 def kinds_of_outputs(
@@ -380,6 +482,28 @@ def may_be_queued(task: TaskState) -> bool:
         or task.host_restrictions
         or any(isinstance(source.run_spec, P2PBarrierTask) for source in task.dependencies)
     )
+
+
+def fail_unsent(scheduler: Scheduler, key: Key, error: Exception, stimulus_id: str) -> None:
+    """Fail a task that was not sent to a worker: it waits for its inputs, or can run nowhere.
+
+    Its inputs are released, if nobody else wants them; they do not fail. Assumes that a task is not taken up
+    again when it is released with something to blame, and then tells its clients of the exception of that;
+    and that one that can run nowhere goes from ``no-worker`` to ``erred`` with an exception and a cause.
+    """
+    message = error_message(error)
+    task = scheduler.tasks[key]
+    if task.state == "no-worker":
+        recommendations = scheduler.transition(
+            key, "erred", exception=message["exception"], cause=key, stimulus_id=stimulus_id
+        )
+        scheduler.transitions(recommendations, stimulus_id)
+        return
+    task.exception, task.traceback = message["exception"], message["traceback"]
+    task.exception_text, task.traceback_text = message["exception_text"], message["traceback_text"]
+    task.exception_blame = task
+    scheduler.transitions({key: "released"}, stimulus_id)
+    scheduler.transitions({key: "erred"}, stimulus_id)
 
 
 def is_group_of_roots(scheduler: Scheduler, group: TaskGroup, threads: int) -> bool:

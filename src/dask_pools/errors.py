@@ -175,19 +175,30 @@ class TransferBudgetError(PoolsError):
 
     Attributes
     ----------
-    crossed, budget : int
+    crossed : int or None
+        Bytes; None if that cannot be told beforehand: of frames, graphs that were not optimised, and results
+        that are no arrays.
+    budget : int
         Bytes.
     largest : tuple of str
         What would cross, the largest first.
     """
 
-    def __init__(self, crossed: int, budget: int, largest: Iterable[str]) -> None:
+    def __init__(self, crossed: int | None, budget: int, largest: Iterable[str]) -> None:
         largest = tuple(largest)
         super().__init__(crossed, budget, largest)
         self.crossed, self.budget, self.largest = crossed, budget, largest
 
     def __str__(self) -> str:
         what = "; ".join(self.largest)
+        if self.crossed is None:
+            return (
+                "How much this would move between pools cannot be told beforehand, and the budget is "
+                f"{format_bytes(self.budget)}. Among others: {what}. The sizes of arrays are known, unless "
+                "they are inside Delayed; not those of other Python objects, of frames, and of graphs that "
+                "Dask was told not to optimise (optimize_graph=False, client.get). To compute it all the "
+                "same: with dask.config.set({'pools.transfer-budget': None})."
+            )
         return (
             f"This would move {format_bytes(self.crossed)} between pools, and the budget is "
             f"{format_bytes(self.budget)}. The most: {what}. dask_pools.explain(...) tells all of it. To "

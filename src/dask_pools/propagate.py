@@ -24,7 +24,7 @@ from dask.typing import Key
 from distributed import Client, default_client
 
 import dask_pools
-from dask_pools import dask_internals, frames, pins, provision, scheduler, targets
+from dask_pools import budget, dask_internals, frames, pins, provision, scheduler, targets
 from dask_pools.config import propagating, transfer_budget
 from dask_pools.errors import (
     PoolsError,
@@ -32,7 +32,7 @@ from dask_pools.errors import (
     VersionMismatchError,
 )
 from dask_pools.placement import lower, residency
-from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, budget_error, crossed_bytes, summarise
+from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, budget_error, summarise
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,8 @@ class PlacingOptimizer(int):
 
     def _check_budget(self, layers: lower.Layers, source: Mapping[str, Any], placed: lower.Placed) -> None:
         """Refuse a placement that would move more than the budget allows."""
-        if self.budget is not None and crossed_bytes(placed) > self.budget:
+        nbytes, unknown = placed.crossing()
+        if self.budget is not None and (nbytes > self.budget or unknown):
             raise budget_error(summarise(placed, layers, source, budget=self.budget))
 
     def costs(self) -> dict[str, dict[str, float]]:
@@ -194,6 +195,15 @@ def computing_client() -> Client | None:
 _OPTIMIZERS = {setting: PlacingOptimizer(setting) for setting in _KINDS}
 
 
+def _budget_to_send(expression: Any) -> dict[str, int]:
+    """Annotation with the budget, for what will not be placed, and so not be held to it there."""
+    limit = transfer_budget() if propagating() else None
+    if limit is None:
+        return {}
+    optimizers = dask_internals.optimizers_of(expression)
+    return {} if all(isinstance(one, PlacingOptimizer) for one in optimizers) else {budget.ANNOTATION: limit}
+
+
 def propagate_pools() -> AbstractContextManager[Any]:
     """Keep pins where Dask would drop them, and pin the tasks that consume pinned ones.
 
@@ -209,6 +219,7 @@ def propagate_pools() -> AbstractContextManager[Any]:
     if not propagating():
         return nullcontext()
     check_settings()
+    dask_internals.annotate_what_is_sent(_budget_to_send)
     # Whoever switched a kind of optimisation off (False) keeps it off: unfused layers keep their pins.
     on = {key: ours for key, ours in _OPTIMIZERS.items() if dask.config.get(key, ours)}
     switched: AbstractContextManager[Any] = dask.config.set(on)

@@ -2,10 +2,10 @@
 
 It pins what arrives without a pin although its key or its inputs have one (the backstop), keeps P2P rechunks
 inside the pool of their consumers, holds pinned roots back while their pool is busy (`queueing`), fails tasks
-whose pool has no workers instead of letting them wait for ever, passes requests for workers on to whoever can
-start some, tells them how much each pool has to do, takes workers out of pools, and looks at the version of
-workers that join. It knows pools by the resources that workers offer;
-it knows neither data centres nor launchers.
+whose pool has no workers instead of letting them wait for ever, refuses what would move too much although
+nobody placed it (`budget`), passes requests for workers on to whoever can start some, tells them how much
+each pool has to do, takes workers out of pools, and looks at the version of workers that join. It knows pools
+by the resources that workers offer, and neither data centres nor launchers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import difflib
 import logging
 import pkgutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -31,7 +31,7 @@ from distributed.protocol.serialize import Serialize, Serialized, deserialize
 from tornado.ioloop import PeriodicCallback
 
 import dask_pools
-from dask_pools import pins
+from dask_pools import budget, pins
 from dask_pools.config import propagating, wait_for_workers
 from dask_pools.dask_internals import P2PBarrierTask, TaskPrefix, TaskState
 from dask_pools.demand import Gauge
@@ -369,7 +369,9 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
 
     # Graphs that arrive.
 
-    def update_graph(self, scheduler: Scheduler, *, tasks: Iterable[Key], **_: Any) -> None:
+    def update_graph(
+        self, scheduler: Scheduler, *, tasks: Iterable[Key], keys: Collection[Key], **_: Any
+    ) -> None:
         """Pin new tasks that lack a pin, before any of them is sent to a worker."""
         if not propagating():
             return
@@ -401,8 +403,10 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         for barrier in barriers:
             self._barriers.add(barrier.key)
             self._keep_in_pool(barrier)
-        self._queue.hold((*pinned, *free.values()))
-        self._foresee((*pinned, *free.values()))
+        arrived = (*pinned, *free.values())
+        if not budget.refuse(scheduler, keys, arrived):
+            self._queue.hold(arrived)
+            self._foresee(arrived)
 
     def _foresee(self, tasks: Iterable[TaskState]) -> None:
         """Ask for all the pools that new tasks need, before any of them is sent."""

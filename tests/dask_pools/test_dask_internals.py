@@ -15,19 +15,23 @@ import dask
 import dask.array as da
 import dask.bag as db
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 from dask._expr import FinalizeCompute
 from dask._task_spec import Task, TaskRef, convert_legacy_graph
 from dask.array.optimization import optimize as optimize_array
 from dask.base import collections_to_expr, flatten
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from distributed import Future, Scheduler, SchedulerPlugin
+from distributed import Client, Future, Scheduler, SchedulerPlugin, futures_of, wait
 from distributed.shuffle._core import ShuffleRun
 from distributed.shuffle._rechunk import ArrayRechunkRun
 from distributed.shuffle._shuffle import DataFrameShuffleRun
 
 from dask_pools import dask_internals as internals
+from dask_pools.pins import pinned
+from dask_pools.placement import lower
 
 
 class Lazy:
@@ -340,3 +344,91 @@ def test_the_first_step_of_a_reduction_says_which_axes_it_reduces(name, axes):
     # Were these the chunks that it makes, nothing would have to be found out.
     assert first.collection_annotations["chunks"] == x.chunks
     assert not internals.reduced_axes(next(iter((x + 1).dask.layers.values())))
+
+
+def grouped(by, how):
+    def reduce(x):
+        days = xr.DataArray(
+            x, dims=("time", "x"), coords={"time": pd.date_range("2000-01-01", periods=len(x))}
+        )
+        return getattr(days.groupby(by), how)().data
+
+    return reduce
+
+
+def arrays_in(result):
+    """Bytes of all arrays of a partial result."""
+    if isinstance(result, dict):
+        parts = result.get("intermediates") or [result[name] for name in result if name != "groups"]
+        return sum(map(arrays_in, parts))
+    if isinstance(result, (tuple, list)):
+        return sum(map(arrays_in, result))
+    return sum(part.nbytes for part in getattr(result, "arrays", (result,)))
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        grouped("time.dayofweek", "mean"),
+        grouped("time.dayofweek", "max"),
+        grouped("time.dayofweek", "std"),
+        grouped("time.month", "mean"),  # of which only some are in each chunk
+        lambda x: da.topk(x, 3, axis=0),
+        lambda x: da.argtopk(x, -3, axis=0),
+    ],
+)
+def test_partial_results_of_several_elements_are_as_large_as_told(reduce):
+    with pinned("ecmwf"):
+        x = da.ones((480, 10), chunks=(40, 5))
+    graph = reduce(x).dask
+    partials = [name for name, layer in graph.layers.items() if internals.partial_of(layer, graph.layers)]
+    assert len(partials) == 1
+    steps = [*partials, *(name for name in graph.layers if internals.combines(name) is not None)]
+    tasks = graph.to_dict()
+    keys = [key for key in tasks if isinstance(key, tuple) and key[0] in steps]
+    layers = lower.read(graph)
+    for key, result in zip(keys, dask.get(tasks, keys), strict=True):
+        chunks, nbytes = layers.sizes[key[0]]
+        for along, index in zip(chunks, key[1:], strict=True):
+            nbytes *= along[index]
+        assert nbytes == arrays_in(result), key
+
+
+def test_what_is_sent_names_its_optimiser_and_takes_annotations(client, pools, monkeypatch):
+    seen = []
+
+    def annotations_for(expression):
+        seen.append(internals.optimizers_of(expression))
+        return {"told": len(seen)}
+
+    send = Client._graph_to_futures
+    monkeypatch.setattr(Client, "_graph_to_futures", getattr(send, "unannotated", send))
+    internals.annotate_what_is_sent(annotations_for)
+    internals.annotate_what_is_sent(annotations_for)
+    sent = [
+        client.persist(da.ones(4, chunks=2).sum()),
+        client.compute(da.zeros(4, chunks=2).sum(), optimize_graph=False),
+        client.submit(abs, -1, pure=False),
+    ]
+    wait(sent)
+    told = [pools.scheduler.tasks[futures_of(one)[0].key].annotations["told"] for one in sent]
+    assert told == [1, 2, 3]
+    assert [[bool(optimizer) for optimizer in of] for of in seen] == [[True], [False], [False]]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_task_that_was_not_sent_can_be_failed_without_its_inputs(client, waits):
+    source = client.submit(abs, -1, pure=False, resources={"nowhere": 1})
+    task = client.submit(abs, source, pure=False) if waits else source
+
+    async def fail(dask_scheduler):
+        while getattr(dask_scheduler.tasks.get(task.key), "state", "") != (
+            "waiting" if waits else "no-worker"
+        ):
+            await asyncio.sleep(0.01)
+        internals.fail_unsent(dask_scheduler, task.key, ValueError("refused"), "test")
+        return dask_scheduler.tasks[source.key].state
+
+    state = client.sync(client._run_on_scheduler, fail)
+    assert state == ("no-worker" if waits else "erred")
+    assert str(task.exception()) == "refused"

@@ -7,6 +7,7 @@ import pickle
 import dask
 import dask.array as da
 import dask.bag as db
+import dask.dataframe as dd
 import numpy as np
 import pytest
 import xarray as xr
@@ -16,6 +17,7 @@ from dask_pools import TransferBudgetError, connect, explain, measure_traffic, p
 from dask_pools.pins import source_name
 from dask_pools.placement.model import FREE, Model
 from dask_pools.placement.plan import ANYWHERE, Plan, lower_bound
+from leftovers import eventually
 
 MB = 1_000_000
 BLOCK = 8 * MB // 8
@@ -241,6 +243,73 @@ def test_persisting_is_held_to_the_budget_too(client, a, b):
             futures_of(refused)[0].result()
     with dask.config.set({"pools.transfer-budget": 0}):
         assert a.sum().compute() == 500 * 1000
+
+
+def frame(x: da.Array):
+    return dd.from_dask_array(x[:, :2].rechunk((-1, 2)), columns=["p", "q"])
+
+
+def test_results_of_unknown_size_are_told_and_refused_under_a_budget(client, a, b):
+    # Inside Delayed nothing says any more how large an array is.
+    with pool("ecmwf"):
+        made = dask.delayed(np.ones)(1000)
+    with pool("eumetsat"):
+        total = dask.delayed(np.sum)(made)
+    plan = explain(total, budget=None)
+    assert (plan.crossed, plan.unknown) == (1, 1)
+    assert "1 of the results that cross are of unknown size" in str(plan)
+    assert explain(a - b).unknown == 0
+    assert total.compute() == 1000
+    with dask.config.set({"pools.transfer-budget": "1 GB"}):
+        assert (a - b).sum().compute() == 0
+        with pytest.raises(TransferBudgetError, match="cannot be told beforehand"):
+            total.compute()
+
+
+UNPLACED = {
+    "optimize_graph=False": lambda client, x, y: (x - y).sum().compute(optimize_graph=False),
+    "client.get": lambda client, x, y: client.get(dict((x - y).dask), (x - y).__dask_keys__()[0][0]),
+    "frames": lambda client, x, y: (frame(x).p + frame(y).q).sum().compute(),
+}
+
+
+@pytest.mark.parametrize("way", UNPLACED.values(), ids=UNPLACED)
+def test_what_is_not_placed_is_refused_if_it_crosses_under_a_budget(pools, client, a, b, way, tmp_path):
+    def leave_a_trace(block):
+        (tmp_path / "ran").touch()
+        return block
+
+    x = a.map_blocks(leave_a_trace, meta=np.empty((0, 0)))
+    with dask.config.set({"pools.transfer-budget": "1 GB"}):
+        with pytest.raises(TransferBudgetError, match="cannot be told beforehand"):
+            way(client, x, b)
+        assert not (tmp_path / "ran").exists()
+        # In one pool nothing crosses.
+        way(client, x, x)
+    assert (tmp_path / "ran").exists()
+    # Dask gives the old error to whoever asks for the same again before it is forgotten.
+    assert eventually(lambda: all(t.state != "erred" for t in pools.scheduler.tasks.values()), 5)
+    way(client, x, b)
+
+
+def test_what_is_in_memory_counts_with_its_size_in_what_is_not_placed(client, a):
+    (chunk,) = futures_of(a[:125].persist(optimize_graph=False))
+    wait(chunk)
+
+    def mean_elsewhere():
+        with pool("eumetsat"):
+            return client.submit(np.mean, chunk, pure=False)
+
+    with dask.config.set({"pools.transfer-budget": "1 kB"}):
+        refused = mean_elsewhere()
+        with pytest.raises(
+            TransferBudgetError, match=r"0\.95 MiB between pools, and the budget is 0\.98 kiB"
+        ):
+            refused.result()
+    with dask.config.set({"pools.transfer-budget": "2 MB"}):
+        assert mean_elsewhere().result() == 1
+    refused.release()
+    chunk.release()
 
 
 def test_explain_refuses_what_is_above_a_budget_that_it_is_given(a, b):

@@ -7,7 +7,9 @@ import pickle
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 from dask.array.optimization import optimize as stock
 from dask.base import flatten, tokenize
 
@@ -319,6 +321,25 @@ def test_slices_of_known_length_count_as_much_as_they_hold():
     assert [nbytes for *_, nbytes in crossing(plan)] == [800 * 8, 800 * 8]
     plan = planned(da.concatenate([x, y]).rechunk((6, 800), method="tasks"))
     assert [nbytes for *_, nbytes in crossing(plan)] == [2 * 800 * 8]
+
+
+def weekdays(values):
+    """Means for each day of the week, as xarray has flox make them."""
+    days = pd.date_range("2000-01-01", periods=len(values))
+    return (
+        xr.DataArray(values, dims=("time", "x"), coords={"time": days}).groupby("time.dayofweek").mean().data
+    )
+
+
+@pytest.mark.parametrize(
+    "several", [weekdays, lambda x: da.topk(x, 7, axis=0), lambda x: da.argtopk(x, 7, axis=0)]
+)
+def test_what_reductions_make_is_not_taken_for_less_than_it_is(several):
+    # Dask says that the last step makes one row, less than the two of the other site; it makes seven.
+    x, y = source("ecmwf", (80, 100), (10, 100)), source("eumetsat", (2, 100), (2, 100))
+    plan = planned((several(x)[None, :] * y[:, None]).sum())
+    assert sum(nbytes for *_, nbytes in crossing(plan)) == 2 * 100 * 8
+    assert whereabouts(plan, "sum") == {"ecmwf"}
 
 
 def test_outputs_of_a_p2p_rechunk_go_where_its_barrier_goes():

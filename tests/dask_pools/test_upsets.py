@@ -44,12 +44,13 @@ def slow(name: str) -> da.Array:
         return da.arange(N, chunks=1).map_blocks(make, dtype=int)
 
 
-def kill(client: Client, name: str) -> None:
-    """Kill the workers of a pool, and the nannies that would bring them back."""
-    for address, worker in client.scheduler_info()["workers"].items():
-        if f"pool-{name}" in worker["resources"]:
-            (pid,) = client.run(os.getpid, workers=[address]).values()
-            os.killpg(psutil.Process(pid).ppid(), signal.SIGKILL)
+def kill(client: Client, name: str, most: int | None = None) -> None:
+    """Kill the workers of a pool, all or so many, and the nannies that would bring them back."""
+    workers = client.scheduler_info()["workers"].items()
+    of_pool = [address for address, worker in workers if f"pool-{name}" in worker["resources"]]
+    for address in of_pool[:most]:
+        (pid,) = client.run(os.getpid, workers=[address]).values()
+        os.killpg(psutil.Process(pid).ppid(), signal.SIGKILL)
 
 
 def in_memory(client: Client) -> int:
@@ -85,6 +86,18 @@ def test_workers_that_join_half_way_share_the_work_of_their_pool(client):
     assert eventually(lambda: in_memory(client) > 4)
     client.cluster.scale("ecmwf", 2)
     assert future.result(timeout=60) == 2 * sum(range(N))
+    del future
+    check_state(client)
+
+
+def test_a_worker_that_is_killed_half_way_costs_time_only(client):
+    client.cluster.scale("ecmwf", 2)
+    client.wait_for_workers(3, timeout=60)
+    x, y = slow("ecmwf"), slow("eumetsat")
+    future = client.compute((x[::10].sum() + y).sum() + x.sum())
+    assert eventually(lambda: in_memory(client) > 8, 20)
+    kill(client, "ecmwf", most=1)
+    assert future.result(timeout=60) == N * sum(range(0, N, 10)) + 2 * sum(range(N))
     del future
     check_state(client)
 

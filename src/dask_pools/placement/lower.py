@@ -106,7 +106,7 @@ class Layers:
     pins: dict[Key, str] = field(default_factory=dict)
     """Pools of single tasks, where a layer was flattened from several."""
     sizes: dict[str, tuple[tuple[tuple[int, ...], ...], int]] = field(default_factory=dict)
-    """For each layer that makes an array its chunks and the bytes of an element."""
+    """For each layer that makes an array its chunks and the bytes of an element; of several, all of them."""
     annotations: dict[Key, dict[str, Any]] = field(default_factory=dict)
     """Annotations, without pins, where they differ from task to task of a layer."""
 
@@ -124,6 +124,13 @@ class Placed:
     model: Model
     pools: list[int]
     """For each task its pool, as a number in ``model.pools``, or `FREE`."""
+    unknown: frozenset[int] = frozenset()
+    """Tasks of whose results nothing tells the size; they count `UNKNOWN_NBYTES`."""
+
+    def crossing(self) -> tuple[int, int]:
+        """Bytes that cross, each result once for each other pool that reads it; and how many are unknown."""
+        found = list(crossings(self.model, self.pools))
+        return round(sum(one.nbytes for one in found)), sum(one.task in self.unknown for one in found)
 
 
 Costs = Mapping[str, Mapping[str, float]]
@@ -286,6 +293,7 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) 
     own: dict[str, Pools] = {}
     whole: dict[str, str] = {}
     read = Layers(dsk)
+    partials: dict[str, dask_internals.Partial] = {}
     for name, layer in dsk.layers.items():
         found = pins.pools_of_layer(layer, name)
         held = {} if dask_internals.is_symbolic(layer) else _held(layer)
@@ -310,14 +318,18 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) 
         stripped[name] = layer
         described = getattr(layer, "collection_annotations", None) or {}
         if "chunks" in described and "dtype" in described:
-            chunks = described["chunks"]
-            if reduced := dask_internals.reduced_axes(layer):
-                chunks = tuple(
-                    (1,) * len(along) if axis in reduced else along for axis, along in enumerate(chunks)
-                )
+            chunks, arrays = described["chunks"], dask_internals.arrays_of_partial(name)
+            if partial := dask_internals.partial_of(layer, dsk.layers):
+                partials[name] = partial
+                chunks = _shortened(chunks, partial.lengths)
+                arrays = partial.arrays
+            elif reduced := dask_internals.reduced_axes(layer):
+                chunks = _shortened(chunks, {axis: (1,) * len(chunks[axis]) for axis in reduced})
             # Lengths that are not known are NaN.
             if not any(math.isnan(n) for along in chunks for n in along):
-                read.sizes[name] = (chunks, getattr(described["dtype"], "itemsize", 8))
+                read.sizes[name] = (chunks, getattr(described["dtype"], "itemsize", 8) * arrays)
+    if partials:
+        _combine(partials, read)
     if not own:
         return None
     if locate is not None:
@@ -333,6 +345,34 @@ def read(dsk: HighLevelGraph | Mapping[Key, Any], locate: Locate | None = None) 
     read.homes = _homes(whole, own, dsk.dependencies, read)
     read.graph = HighLevelGraph(stripped, dsk.dependencies)
     return read
+
+
+def _shortened(
+    chunks: tuple[tuple[int, ...], ...], lengths: Mapping[int, tuple[int, ...]]
+) -> tuple[tuple[int, ...], ...]:
+    """Chunks of an array with other lengths along some axes."""
+    return tuple(lengths.get(axis, along) for axis, along in enumerate(chunks))
+
+
+def _combine(partials: dict[str, dask_internals.Partial], read: Layers) -> None:
+    """Correct the sizes of the layers that combine partial results of several elements: they have as many.
+
+    Dask tells of them one element along the axes of the reduction.
+    """
+    dependencies = read.graph.dependencies
+    for name in TopologicalSorter(dependencies).static_order():
+        further = dask_internals.combines(name)
+        sources = dependencies.get(name, ())
+        if further is None or name not in read.sizes or len(sources) != 1:
+            continue
+        (source,) = sources
+        if (partial := partials.get(source)) is None:
+            continue
+        chunks, size = read.sizes[name]
+        lengths = {axis: (max(along),) * len(chunks[axis]) for axis, along in partial.lengths.items()}
+        arrays = partial.arrays if further else 1
+        partials[name] = dask_internals.Partial(lengths, arrays)
+        read.sizes[name] = (_shortened(chunks, lengths), size * arrays)
 
 
 def _annotations_of(key: Key, annotations: Mapping[str, Any]) -> dict[str, Any]:
@@ -514,7 +554,7 @@ def _placed(
     costs: Costs | None,
 ) -> Placed:
     """Place tasks by a model of the whole graph."""
-    order, model = _model(tasks, pins_of, layers)
+    order, model, unknown = _model(tasks, pins_of, layers)
     names: dict[str, int] = {}
     layer_of = [marks[key].layer if key in marks else "" for key in order]
     model.layers = [names.setdefault(layer, len(names)) for layer in layer_of]
@@ -529,7 +569,7 @@ def _placed(
         pools = look_back(model)
     _check_residency(order, layer_of, model, pools)
     outputs = [task for task, key in enumerate(order) if key in wanted]
-    return Placed(order, layer_of, outputs, model, pools)
+    return Placed(order, layer_of, outputs, model, pools, frozenset(unknown))
 
 
 def _price(model: Model, costs: Costs | None) -> None:
@@ -564,8 +604,9 @@ def _check_residency(order: list[Key], layer_of: list[str], model: Model, pools:
                 )
 
 
-def _model(tasks: Graph, pins_of: Mapping[Key, str], layers: Layers) -> tuple[list[Key], Model]:
-    """Write the graph down as plain data; keys in the order of the model's tasks."""
+def _model(tasks: Graph, pins_of: Mapping[Key, str], layers: Layers) -> tuple[list[Key], Model, set[int]]:
+    """Write the graph down as plain data; keys in the order of its tasks, and those of unknown size."""
+    unknown: set[int] = set()
     model = Model(pools=sorted({*pins_of.values(), *layers.pins.values()}))
     number_of = {pool: number for number, pool in enumerate(model.pools)}
     order = _topological(tasks)
@@ -586,17 +627,19 @@ def _model(tasks: Graph, pins_of: Mapping[Key, str], layers: Layers) -> tuple[li
                 # Its outputs are made where it runs.
                 model.stays.add(position)
             if nbytes is None:
-                nbytes = _nbytes_of_slice(task, layers)
+                nbytes = _nbytes_of_slice(task, layers) if inputs else dask_internals.nbytes_of_constant(task)
         if nbytes is None:
             # An alias, a slice of unknown length, any Python object: as large as the largest thing it reads.
             nbytes = max((model.nbytes[source] for source in inputs), default=UNKNOWN_NBYTES)
+            if unknown.issuperset(inputs):
+                unknown.add(position)
         if pins.stays(key):
             model.stays.add(position)
         model.inputs.append(inputs)
         model.nbytes.append(nbytes)
         model.pinned.append(FREE if pool is None else number_of.setdefault(pool, len(number_of)))
     model.pools = list(number_of)
-    return order, model
+    return order, model, unknown
 
 
 def _topological(tasks: Graph) -> list[Key]:
@@ -636,7 +679,7 @@ def _nbytes(key: Key, layers: Layers) -> float | None:
     chunks, itemsize = layers.sizes[key[0]]
     if len(chunks) != len(key) - 1:
         return None
-    nbytes = itemsize * dask_internals.arrays_of_partial(key[0])
+    nbytes = itemsize
     for along, index in zip(chunks, key[1:], strict=True):
         nbytes *= along[index]
     return nbytes

@@ -23,7 +23,7 @@ from dask_pools.dask_internals import is_future, is_gathering, is_symbolic
 from dask_pools.errors import TransferBudgetError
 from dask_pools.placement.assign import assign
 from dask_pools.placement.lower import FETCHED_ONCE, Layers, Placed
-from dask_pools.placement.model import FREE, Model, crossings
+from dask_pools.placement.model import FREE, Model
 
 ANYWHERE = "(anywhere)"
 """Stands for tasks that no pool is chosen for. The name cannot be a pool's."""
@@ -167,6 +167,8 @@ class Plan:
         Bytes that cross only because ``.compute()`` puts the result together on one worker.
     budget : int or None
         Bytes that may cross, by the setting ``pools.transfer-budget``.
+    unknown : int
+        Results among those that cross of whose size nothing is known; each counts as one byte.
     """
 
     pools: tuple[PoolShare, ...] = ()
@@ -177,6 +179,7 @@ class Plan:
     at_most: int = 0
     gathering: int = 0
     budget: int | None = None
+    unknown: int = 0
 
     @property
     def crossed(self) -> int:
@@ -227,8 +230,8 @@ class Plan:
 
     @property
     def over_budget(self) -> bool:
-        """Whether more will cross than may."""
-        return self.budget is not None and self.crossed > self.budget
+        """Whether more will cross than may, or results of unknown size."""
+        return self.budget is not None and (self.crossed > self.budget or self.unknown > 0)
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -239,7 +242,12 @@ class Plan:
                 f"{format_bytes(self.gathering)} cross only to put the result together on one worker. "
                 "Fetched in parts they stay: x = x.persist(); client.gather(distributed.futures_of(x))."
             )
-        if self.over_budget:
+        if self.unknown:
+            found.append(
+                f"{self.unknown} of the results that cross are of unknown size (Python objects, or arrays "
+                "inside Delayed) and count as 1 B each. Under a budget such a computation is refused."
+            )
+        if self.over_budget and not self.unknown:
             found.append(
                 f"More crosses than the budget of {format_bytes(self.budget or 0)} (pools.transfer-budget) "
                 "allows: computing it raises TransferBudgetError."
@@ -418,12 +426,8 @@ def summarise(
         at_most,
         crossed - _crossed_ungathered(placed) if crossed else 0,
         budget,
+        placed.crossing()[1],
     )
-
-
-def crossed_bytes(placed: Placed) -> int:
-    """Bytes that cross in a placement: each result once for each other pool that reads it."""
-    return round(sum(crossing.nbytes for crossing in crossings(placed.model, placed.pools)))
 
 
 def _crossed_ungathered(placed: Placed) -> int:
@@ -432,7 +436,7 @@ def _crossed_ungathered(placed: Placed) -> int:
     gathers = [is_gathering(layer) for layer in placed.layers]
     inputs = [[] if gather else list(of) for gather, of in zip(gathers, model.inputs, strict=True)]
     apart = replace(model, inputs=inputs)
-    return crossed_bytes(replace(placed, model=apart, pools=assign(apart)))
+    return replace(placed, model=apart, pools=assign(apart)).crossing()[0]
 
 
 def _held(placed: Placed, source: Mapping[str, Any]) -> frozenset[int]:
@@ -681,4 +685,5 @@ def _least_cut(model: Model, pool: int) -> float:
 
 def budget_error(plan: Plan) -> TransferBudgetError:
     """Error for a plan that moves more than its budget."""
-    return TransferBudgetError(plan.crossed, plan.budget or 0, map(str, plan.crossings[:3]))
+    crossed = None if plan.unknown else plan.crossed
+    return TransferBudgetError(crossed, plan.budget or 0, map(str, plan.crossings[:3]))
