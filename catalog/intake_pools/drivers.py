@@ -53,6 +53,9 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
         Further copies of the same data.
     residency : "stay" or "free", optional
         Whether raw chunks may not leave the pool; by default what the data-centres file says.
+    path_as_pattern : bool or str, optional
+        Whether ``{year:d}`` in `urlpath` is a field, whose values in the names of files become a coordinate;
+        or the pattern of the files that are listed.
 
     Raises
     ------
@@ -80,6 +83,7 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
         parts: Any = None,
         replicas: Any = None,
         residency: str | None = None,
+        path_as_pattern: bool | str = True,
         **others: Any,
     ) -> None:
         super().__init__(storage_options=storage_options, metadata=dict(metadata or {}))
@@ -98,6 +102,7 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
         self.parts = parts
         self.replicas = replicas
         self.residency = residency
+        self.path_as_pattern = path_as_pattern
         self._said_in: str | None = None
         self._others = others
 
@@ -147,6 +152,7 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
             parts=self.parts,
             replicas=self.replicas,
             residency=self.residency,
+            path_as_pattern=self.path_as_pattern,
         )
 
     def _own_name(self) -> str | None:

@@ -95,6 +95,8 @@ class PooledReader(BaseReader):  # type: ignore[misc]  # Intake publishes no typ
             group = getattr(data, "path", "")
         if group:
             options.setdefault("group", group)
+        if isinstance(pattern := options.pop("pattern", None), str | bool):
+            own["path_as_pattern"] = pattern
         rules = own.pop("data_centres", None)
         return entry_of(
             data.url,
