@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask_pools import targets
 from dask_pools.errors import EntryError
+from intake_pools.icechunk_stores import REFERENCES, split
 from intake_pools.locate import Location, locate, rules_of
 from intake_pools.urls import (
     document_of,
@@ -255,10 +256,11 @@ def _in_one_place(said: Mapping[str, Any], name: str | None, data_centres: Any) 
     if engine == "kerchunk":  # of the package; it is zarr from references
         engine = "zarr"
         urls = tuple(url if is_references(url) else f"reference::{url}" for url in urls)
+    urls, options, kwargs = _of_icechunk(urls, options, kwargs, name)
     if urls == ("reference://",) and isinstance(options.get("fo"), str):
         urls = (f"reference::{document_of(urls[0], options)[0]}",)
-        name = said_name or _last_part(urls[0])
         options = {key: one for key, one in options.items() if key not in ("fo", "target_protocol")}
+    name = said_name or _last_part(urls[0])
     if engine is not None and not isinstance(engine, str):
         raise EntryError(f"engine of {name} is {engine!r}; it should be the name of one, such as 'netcdf4'.")
     patterns = _patterns(urls, said["path_as_pattern"], name)
@@ -291,6 +293,28 @@ def _in_one_place(said: Mapping[str, Any], name: str | None, data_centres: Any) 
             patterns=patterns,
             residency=_residency(said["residency"], name, location.data_centre, data_centres),
         )
+
+
+def _of_icechunk(
+    urls: tuple[str, ...], options: dict[str, Any], kwargs: dict[str, Any], name: str
+) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]:
+    """Take URLs of Icechunk apart: what state is meant becomes an option, the group one of xarray's."""
+    if not any("|" in url for url in urls):
+        return urls, options, kwargs
+    parts = [split(url) for url in urls]
+    if any(one[1:] != parts[0][1:] for one in parts):
+        raise EntryError(
+            f"the URLs of {name} say different things after |icechunk:; make each a part of its own."
+        )
+    _, reference, group = parts[0]
+    said = [one for one in REFERENCES if options.get(one) is not None]
+    if reference and said:
+        raise EntryError(f"{name} has both |icechunk: in its URL and {said[0]} in its storage_options.")
+    return (
+        tuple(_tidy(url) for url, _, _ in parts),
+        {**options, **reference},
+        {"group": group, **kwargs} if group else kwargs,
+    )
 
 
 def _patterns(urls: tuple[str, ...], asked: Any, name: str) -> tuple[str, ...]:
