@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["probe", "region_of", "rule_of_region"]
 
-# By endpoint and bucket: a bucket does not move.
-_regions: dict[tuple[str, str], str] = {}
+# By scheme, endpoint and bucket: a bucket does not move.
+_regions: dict[tuple[str, str, str], str] = {}
 
 # A pool that takes longer than this to look at a URL is as good as one that cannot.
 _PATIENCE = 30.0
@@ -29,7 +29,7 @@ _PATIENCE = 30.0
 def rule_of_region(
     url: str, data_centres: DataCentres, storage_options: Mapping[str, Any] | None
 ) -> tuple[Rule, str] | None:
-    """Find the rule for the region of an S3 bucket, if ``pools.ask-regions`` is on.
+    """Find the rule for the region of a bucket in S3 or Google's store, if ``pools.ask-regions`` is on.
 
     Returns
     -------
@@ -37,44 +37,63 @@ def rule_of_region(
         The rule, and the region that the store named.
     """
     place = place_of(url)
-    if place.scheme != "s3" or not place.authority or not dask.config.get("pools.ask-regions"):
+    if place.scheme not in _ASKED or not place.authority or not dask.config.get("pools.ask-regions"):
         return None
-    region = region_of(place.authority, storage_options)
-    rule = data_centres.of_region("s3", region) if region else None
+    region = region_of(place.authority, storage_options, place.scheme)
+    rule = data_centres.of_region(place.scheme, region) if region else None
     return (rule, region) if rule is not None and region else None
 
 
-def region_of(bucket: str, storage_options: Mapping[str, Any] | None = None) -> str | None:
-    """Ask an S3 store for the region of a bucket (``GetBucketLocation``, else the header of ``HeadBucket``).
+def region_of(
+    bucket: str, storage_options: Mapping[str, Any] | None = None, scheme: str = "s3"
+) -> str | None:
+    """Ask a store for the region of a bucket.
 
     Parameters
     ----------
     bucket : str
     storage_options : mapping, optional
-        For s3fs.
+        For s3fs or gcsfs.
+    scheme : {"s3", "gs"}, optional
+        Of S3, ``GetBucketLocation`` is asked, else the header of ``HeadBucket``; of Google's store, the
+        metadata of the bucket, whose location is a region or the name of several (``eu``).
 
     Returns
     -------
     str or None
         None if the store does not say.
     """
-    key = endpoint_of(storage_options) or "", bucket
+    options = dict(storage_options or {})
+    key = scheme, endpoint_of(options) or "", bucket
     if key not in _regions:
-        import fsspec
-
         try:
-            store = fsspec.filesystem("s3", **(storage_options or {}))
-            try:
-                # What lies in the oldest region has no constraint.
-                answer = store.call_s3("get_bucket_location", Bucket=bucket)
-                found = answer["LocationConstraint"] or "us-east-1"
-            except Exception:  # often only the owner may ask this
-                answer = store.call_s3("head_bucket", Bucket=bucket)
-                found = answer["ResponseMetadata"]["HTTPHeaders"]["x-amz-bucket-region"]
-        except Exception:  # s3fs is not installed, there is no such bucket, no network …
+            _regions[key] = _ASKED[scheme](bucket, options)
+        except Exception:  # its library is not installed, there is no such bucket, no network …
             return None
-        _regions[key] = str(found)
     return _regions[key]
+
+
+def _of_s3(bucket: str, options: dict[str, Any]) -> str:
+    import fsspec
+
+    store = fsspec.filesystem("s3", **options)
+    try:
+        # What lies in the oldest region has no constraint.
+        answer = store.call_s3("get_bucket_location", Bucket=bucket)
+        return str(answer["LocationConstraint"] or "us-east-1")
+    except Exception:  # often only the owner may ask this
+        answer = store.call_s3("head_bucket", Bucket=bucket)
+        return str(answer["ResponseMetadata"]["HTTPHeaders"]["x-amz-bucket-region"])
+
+
+def _of_google(bucket: str, options: dict[str, Any]) -> str:
+    import fsspec
+
+    store = fsspec.filesystem("gs", **options)
+    return str(store.call("GET", "b/{}", bucket, json_out=True)["location"]).lower()
+
+
+_ASKED = {"s3": _of_s3, "gs": _of_google}
 
 
 def probe(

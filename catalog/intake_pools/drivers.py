@@ -54,6 +54,9 @@ class PooledSource(Located, DataSource):  # type: ignore[misc]  # Intake publish
         Further copies of the same data.
     residency : "stay" or "free", optional
         Whether raw chunks may not leave the pool; by default what the data-centres file says.
+    path_as_pattern : bool or str, optional
+        Whether ``{year:d}`` in `urlpath` is a field, whose values in the names of files become a coordinate;
+        or the pattern of the files that are listed.
 
     Raises
     ------
@@ -81,6 +84,7 @@ class PooledSource(Located, DataSource):  # type: ignore[misc]  # Intake publish
         parts: Any = None,
         replicas: Any = None,
         residency: str | None = None,
+        path_as_pattern: bool | str = True,
         **others: Any,
     ) -> None:
         super().__init__(storage_options=storage_options, metadata=dict(metadata or {}))
@@ -99,6 +103,7 @@ class PooledSource(Located, DataSource):  # type: ignore[misc]  # Intake publish
         self.parts = parts
         self.replicas = replicas
         self.residency = residency
+        self.path_as_pattern = path_as_pattern
         self._said_in: str | None = None
         self._others = others
 
@@ -132,6 +137,7 @@ class PooledSource(Located, DataSource):  # type: ignore[misc]  # Intake publish
             parts=self.parts,
             replicas=self.replicas,
             residency=self.residency,
+            path_as_pattern=self.path_as_pattern,
         )
 
     def _own_name(self) -> str | None:

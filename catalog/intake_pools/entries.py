@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from dask_pools import targets
 from dask_pools.errors import EntryError
+from intake_pools.icechunk_stores import REFERENCES, split
 from intake_pools.locate import Location, locate, rules_of
 from intake_pools.urls import (
     document_of,
+    fields_in,
+    glob_of,
     is_pattern,
     is_references,
     public_options,
@@ -74,6 +77,9 @@ class Entry:
         Of an entry that spans data centres: its URLs in order, cut wherever the data centre changes, each
         part an entry in one place. Empty if all is in one place. `urls` has them all, `location` is the
         first part's.
+    patterns : tuple of str
+        URLs with fields (``{year:d}_{model}.nc``), of which the values in the names of files become
+        coordinates; `urls` has them with ``*``.
     replicas : tuple of Entry
         Of an entry that exists more than once: each copy, this one first, in the order in which they are
         stated. Empty if there is one copy. A copy may have parts, but no copies.
@@ -91,6 +97,7 @@ class Entry:
     residency: str | None = None
     parts: tuple[Entry, ...] = ()
     replicas: tuple[Entry, ...] = ()
+    patterns: tuple[str, ...] = ()
 
     @property
     def stays(self) -> bool:
@@ -124,6 +131,7 @@ def entry_of(
     residency: str | None = None,
     parts: Any = None,
     replicas: Any = None,
+    path_as_pattern: bool | str = True,
 ) -> Entry:
     """Check what a user or a catalogue says about a dataset, and locate it.
 
@@ -146,6 +154,9 @@ def entry_of(
     replicas : list of str or mapping, optional
         URLs of further copies of the same data, or what differs for them: as of `parts`, and ``engine``,
         ``chunks``, ``xarray_kwargs`` and ``parts``.
+    path_as_pattern : bool or str, optional
+        Whether ``{field}`` in a URL stands for any text, which becomes a coordinate; or the pattern that the
+        files that are listed or matched have.
 
     Raises
     ------
@@ -165,6 +176,7 @@ def entry_of(
         "version": version,
         "residency": residency,
         "parts": parts,
+        "path_as_pattern": path_as_pattern,
     }
     targets.remember(data_centres)
     copies = [dict(one) for one in _several(replicas, "replicas", _REPLICA, name)]
@@ -244,12 +256,16 @@ def _in_one_place(said: Mapping[str, Any], name: str | None, data_centres: Any) 
     if engine == "kerchunk":  # of the package; it is zarr from references
         engine = "zarr"
         urls = tuple(url if is_references(url) else f"reference::{url}" for url in urls)
+    urls, options, kwargs = _of_icechunk(urls, options, kwargs, name)
     if urls == ("reference://",) and isinstance(options.get("fo"), str):
         urls = (f"reference::{document_of(urls[0], options)[0]}",)
-        name = said_name or _last_part(urls[0])
         options = {key: one for key, one in options.items() if key not in ("fo", "target_protocol")}
+    name = said_name or _last_part(urls[0])
     if engine is not None and not isinstance(engine, str):
         raise EntryError(f"engine of {name} is {engine!r}; it should be the name of one, such as 'netcdf4'.")
+    patterns = _patterns(urls, said["path_as_pattern"], name)
+    if patterns and said["path_as_pattern"] is True:
+        urls = tuple(glob_of(url) for url in urls)
     version = said["version"]
     if version is not None and not isinstance(version, str | int | float):
         raise EntryError(f"version of {name} is {version!r}; it should be a word or a number.")
@@ -274,8 +290,52 @@ def _in_one_place(said: Mapping[str, Any], name: str | None, data_centres: Any) 
             combining=combining,
             storage_options=options,
             version=None if version is None else str(version),
+            patterns=patterns,
             residency=_residency(said["residency"], name, location.data_centre, data_centres),
         )
+
+
+def _of_icechunk(
+    urls: tuple[str, ...], options: dict[str, Any], kwargs: dict[str, Any], name: str
+) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]:
+    """Take URLs of Icechunk apart: what state is meant becomes an option, the group one of xarray's."""
+    if not any("|" in url for url in urls):
+        return urls, options, kwargs
+    parts = [split(url) for url in urls]
+    if any(one[1:] != parts[0][1:] for one in parts):
+        raise EntryError(
+            f"the URLs of {name} say different things after |icechunk:; make each a part of its own."
+        )
+    _, reference, group = parts[0]
+    said = [one for one in REFERENCES if options.get(one) is not None]
+    if reference and said:
+        raise EntryError(f"{name} has both |icechunk: in its URL and {said[0]} in its storage_options.")
+    return (
+        tuple(_tidy(url) for url, _, _ in parts),
+        {**options, **reference},
+        {"group": group, **kwargs} if group else kwargs,
+    )
+
+
+def _patterns(urls: tuple[str, ...], asked: Any, name: str) -> tuple[str, ...]:
+    """Find the patterns with fields by which an entry's files are named."""
+    if asked is None or asked is False:
+        return ()
+    if isinstance(asked, str):
+        found: tuple[str, ...] = (_tidy(asked),)
+        if not fields_in(asked):
+            raise EntryError(f"path_as_pattern of {name} is {asked!r}, which has no field such as {{year}}.")
+    elif asked is True:
+        found = tuple(url for url in urls if fields_in(url))
+    else:
+        raise EntryError(f"path_as_pattern of {name} is {asked!r}; it should be true, false or a pattern.")
+    for pattern in found:
+        if "*" in pattern or "::" in pattern:
+            raise EntryError(
+                f"the pattern {public_url(pattern)} of {name} has fields beside * or ::, so that their "
+                "values cannot be told. Give every changing part a name, or set path_as_pattern: false."
+            )
+    return found
 
 
 def _residency(given: Any, name: str, data_centre: str, data_centres: Any) -> str | None:

@@ -7,7 +7,6 @@ Nothing is imported here.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -141,14 +140,12 @@ def _known(name: str) -> Driver | str | None:
     return name if name in CATALOGUES else _OURS.get(name) or _INTAKES.get(name)
 
 
-_FIELD = re.compile(r"\{\w*(:[^{}]*)?\}")
-
 # Of xarray.open_dataset; people write them where they do not belong.
 _XARRAYS = (
     "mask_and_scale", "decode_cf", "decode_times", "decode_timedelta", "use_cftime", "concat_characters",
     "decode_coords", "drop_variables",
 )  # fmt: skip
-_PLAIN = ("urlpath", "chunks", "xarray_kwargs", "storage_options")
+_PLAIN = ("urlpath", "chunks", "xarray_kwargs", "storage_options", "path_as_pattern")
 
 
 def adapted(args: Mapping[str, Any], metadata: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -160,26 +157,12 @@ def adapted(args: Mapping[str, Any], metadata: Any) -> tuple[dict[str, Any], dic
     Returns
     -------
     args, metadata : dict
-
-    Raises
-    ------
-    EntryError
-        If its path is a pattern with fields, ``{year}``: opened without the coordinates that Intake makes of
-        them, it would be another dataset.
     """
-    urls = args.get("urlpath")
-    for url in urls if isinstance(urls, list) else [urls]:
-        field = _FIELD.search(url) if isinstance(url, str) and "{" in url else None
-        if field is not None and args.get("path_as_pattern", True):
-            raise EntryError(
-                f"its urlpath has the field {field[0]}, of which Intake makes a coordinate; this is not "
-                "supported yet. Write * in its place, or set path_as_pattern: false if the name has braces"
-            )
     own = {name: args[name] for name in _PLAIN if args.get(name) is not None}
     options = {
         name: value
         for name, value in args.items()
-        if name not in (*_PLAIN, "metadata", "path_as_pattern", "data_centre", "cache")
+        if name not in (*_PLAIN, "metadata", "data_centre", "cache")
     }
     if isinstance(chunks := own.get("chunks"), Mapping):
         options.update({name: chunks[name] for name in _XARRAYS if name in chunks})

@@ -95,7 +95,7 @@ class RemoteVariable:
         except PoolsError:
             raise
         except Exception as error:
-            if self.source.local:
+            if self.source.local and self.version.snapshot is None:
                 raise
             options = [self.source.storage_options, self.source.xarray_kwargs]
             reason = without_secrets(filesystems.explained(error), options, [self.source.url])

@@ -6,6 +6,7 @@ The client sends the entry, a worker of the pool opens it and sends back a Datas
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import traceback
@@ -20,7 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import dask
 import xarray as xr
-from dask.utils import parse_bytes
+from dask.utils import format_bytes, parse_bytes
 from distributed import Client, Future, default_client, get_worker, worker_client
 
 from dask_pools import config, pins, propagate, provision
@@ -34,7 +35,7 @@ from intake_pools.remembered import Opening
 from intake_pools.stores import State
 from intake_pools.urls import is_local, is_references, public_url
 
-__all__ = ["open_entry", "open_tree"]
+__all__ = ["LazyCoordinateWarning", "open_entry", "open_tree"]
 
 # Metadata is small and somebody waits for it: before the chunks of running calculations.
 _PRIORITY = 100
@@ -233,7 +234,8 @@ def _copy_opened_by(client: Client | None, entry: Entry) -> xr.Dataset:
     if not entry.parts:
         return _part_opened_by(client, entry, _limits(entry.location.data_centre))
     # Small data variables would not fit the lazy ones of other parts.
-    limits = [replace(_limits(part.location.data_centre), data=False) for part in entry.parts]
+    # Parts find their order by their indexes.
+    limits = [replace(_limits(part.location.data_centre), data=False, index=math.inf) for part in entry.parts]
     if client is None:
         parts = [_part_opened_by(None, part, limit) for part, limit in zip(entry.parts, limits, strict=True)]
     else:
@@ -259,6 +261,7 @@ def _limits(pool: str) -> Limits:
     ambient = pins.without_pool(dask.get_annotations())
     return Limits(
         eager=parse_bytes(dask.config.get("pools.eager-size")),
+        index=parse_bytes(dask.config.get("pools.index-size")),
         chunk=parse_bytes(dask.config.get("array.chunk-size")),
         annotations=pins.with_pool(ambient, pool) if config.propagating() else ambient,
     )
@@ -278,7 +281,7 @@ def _open_through(client: Client, entry: Entry, limits: Limits) -> xr.Dataset:
         there = _at(entry, known.pool)
         provision.ensure_workers(client, there.location.data_centre)
         if _in_pool(client, there, _unchanged, known.engine, known.state) is True:
-            return known.copy()
+            return _handed_over(known, entry)
         remembered.drop(client, entry)
     asked = limits
     there = _at(entry, moved := _pool_of_targets(client, entry))
@@ -406,7 +409,24 @@ def _open_here(entry: Entry, limits: Limits) -> xr.Dataset:
 def _result(answer: Opening | _Failure, entry: Entry, where: str) -> xr.Dataset:
     if isinstance(answer, _Failure):
         raise EntryError(f"{entry.name} ({entry.shown}) cannot be opened {where}: {answer.reason}.")
-    return answer.copy()
+    return _handed_over(answer, entry)
+
+
+class LazyCoordinateWarning(UserWarning):
+    """The coordinate of a dimension was too large to come along: it is lazy, and has no index."""
+
+
+def _handed_over(opening: Opening, entry: Entry) -> xr.Dataset:
+    for name, nbytes in recipes.unindexed(opening.dataset).items():
+        warnings.warn(
+            f"The coordinate {name!r} of {entry.name} has {format_bytes(nbytes)}, which is more than "
+            "pools.index-size. It stays lazy and has no index, so that nothing is aligned by it. "
+            f"ds.set_xindex({name!r}) makes one; with a larger pools.index-size in dask.config it comes "
+            "along.",
+            LazyCoordinateWarning,
+            stacklevel=2,
+        )
+    return opening.copy()
 
 
 # What follows runs in the pool.
@@ -444,12 +464,15 @@ def _batch(
         for source in stores.sources_of(
             listing[first:last], entry.engine, entry.xarray_kwargs, entry.storage_options
         ):
+            # Small data variables of many files would be many bytes; and they are combined by indexes.
+            alone = len(listing) == 1 and not entry.combining
             file = stores.reopened(source)
             states.append(State(source, file.version))
-            # Small data variables of many files would be many bytes.
-            alone = len(listing) == 1 and not entry.combining and limits.data
-            datasets.append(recipes.dataset_of(file, entry, limits, eager_data=alone, shared=shared))
-        if not together or len(datasets) < 2:
+            own = limits if alone else replace(limits, index=math.inf)
+            eager_data = alone and limits.data
+            datasets.append(recipes.dataset_of(file, entry, own, eager_data=eager_data, shared=shared))
+        # What a field is can be told from all files only.
+        if not together or len(datasets) < 2 or entry.patterns:
             return _Batch(tuple(states), tuple(datasets))
         # Batches that were combined as Dask's arrays would be could not be combined as mosaics any more.
         if entry.combining.get("combine_attrs", "override") != "override":
@@ -483,10 +506,16 @@ def _combination(
         if len(states) == 1 and not entry.combining:
             return datasets[0]
         try:
-            return recipes.combined(datasets, entry)
+            made = recipes.combined(datasets, entry)
         except (NotAMosaic, EntryError):
             # What is wrong with all files at once, and as arrays, is what the user should hear.
-            return _APART if together else recipes.combined_arrays(datasets, entry, limits)
+            if together:
+                return _APART
+            made = recipes.combined_arrays(datasets, entry, limits)
+        if any(made.variables[name].nbytes > limits.index for name in made.xindexes):
+            first = stores.reopened(states[0].source, states[0].version)
+            made = recipes.without_large_indexes(made, first, entry, limits)
+        return made
 
     dataset = _explained(entry, combined)
     if not isinstance(dataset, xr.Dataset):

@@ -95,6 +95,8 @@ class PooledReader(Located, BaseReader):  # type: ignore[misc]  # Intake publish
             group = getattr(data, "path", "")
         if group:
             options.setdefault("group", group)
+        if isinstance(pattern := options.pop("pattern", None), str | bool):
+            own["path_as_pattern"] = pattern
         rules = own.pop("data_centres", None)
         return entry_of(
             data.url,

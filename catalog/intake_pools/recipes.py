@@ -8,6 +8,7 @@ URL, options without secrets, version.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,9 +26,20 @@ from dask_pools.pins import source_name
 from intake_pools.entries import Entry
 from intake_pools.mosaics import Mosaic, mosaic_of
 from intake_pools.stores import Opened, State
-from intake_pools.urls import public_url
+from intake_pools.urls import fields_in, is_local, public_url
 
-__all__ = ["Limits", "SharedIndexes", "chunks_of", "combined", "combined_arrays", "dataset_of", "lazy"]
+__all__ = [
+    "Limits",
+    "SharedIndexes",
+    "chunks_of",
+    "combined",
+    "combined_arrays",
+    "dataset_of",
+    "fields_of",
+    "lazy",
+    "unindexed",
+    "without_large_indexes",
+]
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,8 @@ class Limits:
         What Dask's layers are annotated with.
     data : bool
         Whether small data variables come with the metadata, as small coordinates do.
+    index : float
+        Bytes up to which a coordinate that could have an index comes along and has one.
     automatic : int or None
         Bytes of a chunk where the entry says ``chunks: auto``: known in the pool, not to the client. None is
         as `chunk`.
@@ -53,6 +67,7 @@ class Limits:
     chunk: int
     annotations: Mapping[str, Any]
     data: bool = True
+    index: float = math.inf
     automatic: int | None = None
 
 
@@ -172,6 +187,8 @@ def dataset_of(
         Of files that are opened together with it.
     """
     dataset = opened.dataset
+    # Where this xarray makes indexes in any case.
+    dataset = dataset.drop_indexes([dim for dim in dataset.xindexes if dataset[dim].nbytes > limits.index])
     shared = shared or SharedIndexes()
     dims = {*dataset.sizes, entry.combining.get("concat_dim")}
     if isinstance(entry.chunks, Mapping) and (unknown := set(entry.chunks) - dims):
@@ -183,8 +200,9 @@ def dataset_of(
     indexes: dict[Hashable, Any] = dict(dataset.xindexes)
     variables: dict[Hashable, xr.Variable] = {}
     for name in dataset.coords:
-        if name not in indexes and dataset.variables[name].dims == (name,):
-            variables[name], indexes[name] = shared.of(name, dataset.variables[name])
+        variable = dataset.variables[name]
+        if name not in indexes and variable.dims == (name,) and variable.nbytes <= limits.index:
+            variables[name], indexes[name] = shared.of(name, variable)
     small = _small(dataset, indexes, limits.eager, eager_data and not entry.stays)
     for name, variable in dataset.variables.items():
         if name in indexes:
@@ -197,7 +215,67 @@ def dataset_of(
             variables[name] = xr.Variable(variable.dims, mosaic, variable.attrs, variable.encoding)
     made = _with(dataset, variables, indexes)
     made.encoding["source"] = public_url(opened.source.url)
-    return made
+    return made.assign_coords(fields_of(opened.source.url, entry.patterns)) if entry.patterns else made
+
+
+def fields_of(url: str, patterns: Sequence[str]) -> dict[str, Any]:
+    """Get the values that a file's name has for the fields of the pattern that it matches.
+
+    They are as Intake understands them: of the type that a field says (``{year:d}``, ``{day:%Y%m%d}``), else
+    texts.
+
+    Raises
+    ------
+    EntryError
+        If it matches none.
+    """
+    from intake.source.utils import reverse_format
+
+    url = os.path.abspath(url) if is_local(url) else url
+    for pattern in patterns:
+        whole = os.path.abspath(os.path.expanduser(pattern)) if is_local(pattern) else pattern
+        try:
+            values: dict[str, Any] = reverse_format(whole, url)
+        except ValueError:
+            continue
+        return values
+    raise EntryError(f"{public_url(url)} does not match the pattern {public_url(patterns[0])}")
+
+
+def unindexed(dataset: xr.Dataset) -> dict[str, int]:
+    """Coordinates of dimensions that have no index, with their sizes in bytes."""
+    return {
+        str(dim): dataset.variables[dim].nbytes
+        for dim in dataset.sizes
+        if dim in dataset.coords and dataset.variables[dim].dims == (dim,) and dim not in dataset.xindexes
+    }
+
+
+def without_large_indexes(dataset: xr.Dataset, first: Opened, entry: Entry, limits: Limits) -> xr.Dataset:
+    """Leave out indexes above the limit after files were combined by them, where one file has all of it.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Of mosaics, or of Dask arrays.
+    first : Opened
+        The first of the files.
+    entry : Entry
+    limits : Limits
+    """
+    lazy_again: dict[Hashable, xr.Variable] = {}
+    for dim in dataset.sizes:
+        if dim not in dataset.xindexes or dataset.variables[dim].nbytes <= limits.index:
+            continue
+        stored = first.dataset.variables.get(dim)
+        if stored is None or not bool(dataset.variables[dim].equals(stored)):  # type: ignore[no-untyped-call]
+            continue  # it runs across files
+        chunks = chunks_of(stored, entry.chunks, limits.chunk, limits.automatic)
+        mosaic = mosaic_of(State(first.source, first.version), dim, stored.dtype, chunks)
+        lazy_again[dim] = xr.Variable((dim,), mosaic, stored.attrs, stored.encoding)
+    if not lazy_again:
+        return dataset
+    return _with(dataset.drop_indexes(list(lazy_again)), lazy_again)
 
 
 def _small(dataset: xr.Dataset, indexes: Mapping[Hashable, Any], limit: int, data: bool) -> set[Hashable]:
@@ -205,7 +283,9 @@ def _small(dataset: xr.Dataset, indexes: Mapping[Hashable, Any], limit: int, dat
     small = {name for name, variable in dataset.variables.items() if variable.ndim == 0}
     room = _EAGER_TOGETHER * limit
     for name, variable in sorted(dataset.variables.items(), key=lambda item: item[1].nbytes):
-        if name in small or name in indexes or not (data or name in dataset.coords):
+        if name in small or name in indexes or name in dataset.sizes:
+            continue  # without an index, the coordinate of a dimension is too large
+        if not (data or name in dataset.coords):
             continue
         if variable.nbytes > min(limit, room):
             break
@@ -258,6 +338,8 @@ def combined(datasets: Sequence[xr.Dataset], entry: Entry) -> xr.Dataset:
     NotAMosaic
         If a mosaic is not enough to say what comes of it; `combined_arrays` is.
     """
+    if entry.patterns and not entry.combining:
+        datasets = _along_fields(datasets, entry.patterns)
     options = dict(entry.combining)
     how = options.pop("combine", "nested" if "concat_dim" in options else "by_coords")
     # The one default in which open_mfdataset differs from the functions that combine.
@@ -275,6 +357,30 @@ def combined(datasets: Sequence[xr.Dataset], entry: Entry) -> xr.Dataset:
         raise EntryError(f"its {len(datasets)} files cannot be combined: {error}") from error
     assert isinstance(result, xr.Dataset)  # of Datasets, combine_by_coords makes one
     return result
+
+
+def _along_fields(datasets: Sequence[xr.Dataset], patterns: Sequence[str]) -> list[xr.Dataset]:
+    """Make a dimension of each field that alone tells files apart.
+
+    Files that differ in nothing but the field, not even in their coordinates, lie beside each other along it.
+    Where the coordinates differ as well (each year has its own times), files follow one another along those,
+    and the field stays a coordinate there.
+    """
+    fields = list(dict.fromkeys(name for pattern in patterns for name in fields_in(pattern)))
+    values = [{name: one.coords[name].item() for name in fields if name in one.coords} for one in datasets]
+    made = list(datasets)
+    for field in fields:
+        first: dict[str, tuple[xr.Dataset, Any]] = {}
+        for dataset, own in zip(datasets, values, strict=True):
+            others = str({name: value for name, value in own.items() if name != field})
+            before, value = first.setdefault(others, (dataset, own.get(field)))
+            if value != own.get(field) and all(
+                dim in before.xindexes and index.equals(before.xindexes[dim])
+                for dim, index in dataset.xindexes.items()
+            ):
+                made = [one.expand_dims(field) if field in one.coords else one for one in made]
+                break
+    return made
 
 
 def combined_arrays(datasets: Sequence[xr.Dataset], entry: Entry, limits: Limits) -> xr.Dataset:

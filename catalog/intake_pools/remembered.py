@@ -112,5 +112,11 @@ def forget() -> None:
 
 def _key(entry: Entry) -> str:
     content: Any = (entry.name, entry.urls, entry.location.data_centre, entry.engine, entry.version)
-    options = (entry.chunks, entry.xarray_kwargs, entry.combining, sorted(map(str, entry.storage_options)))
+    options = (
+        entry.chunks,
+        entry.xarray_kwargs,
+        entry.combining,
+        entry.patterns,
+        sorted(map(str, entry.storage_options)),
+    )
     return str(tokenize(content, options))

@@ -27,7 +27,7 @@ import xarray as xr
 from dask.base import tokenize
 
 from dask_pools.errors import EntryError
-from intake_pools import filesystems, references
+from intake_pools import filesystems, icechunk_stores, references
 from intake_pools.known_drivers import NETCDF
 from intake_pools.marks import marks_of
 from intake_pools.netcdf_lock import LOCK
@@ -126,12 +126,15 @@ class Version:
         What `stamp_of` said about them.
     consolidated : bool or None
         Of zarr, whether one document holds the metadata of all.
+    snapshot : str or None
+        Of Icechunk.
     """
 
     text: str
     anchors: tuple[str, ...] = ()
     stamp: str | None = None
     consolidated: bool | None = None
+    snapshot: str | None = None
 
     def now(self) -> str:
         """Look at the anchors again: the same stamp, another, or what is missing."""
@@ -348,13 +351,17 @@ def _references_version(source: Source) -> Version:
 
 
 def _zarr_version(source: Source) -> Version:
-    """Hash of the documents that describe a zarr group, and the time of its first one."""
+    """Hash of the documents that describe a zarr group, and the time of its first one; or a snapshot."""
+    if icechunk_stores.is_asked_for(source.storage_options):
+        return _snapshot(source)
     fs, root = filesystems.file_system(*without_caches(source.url, source.storage_options))
     fs.invalidate_cache()
     root = root.rstrip("/")
     group = _below(root, source.group)
     documents = _documents(fs, {root, group})
     if not documents:
+        if icechunk_stores.is_repository(fs, root):
+            return _snapshot(source)
         if not fs.exists(root):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), root)
         raise EntryError(f"{public_url(source.url)} has no zarr metadata ({', '.join(_ZARR_DOCUMENTS[:3])})")
@@ -385,6 +392,11 @@ def _zarr_version(source: Source) -> Version:
         marks = _end_version(source).text if is_chain(at_end) else marks_of(fs.info(anchor))
         return Version(f"{text}-{marks}", consolidated=consolidated)
     return Version(f"{text}-{marks_of(fs.info(anchor))}", consolidated=consolidated)
+
+
+def _snapshot(source: Source) -> Version:
+    snapshot = icechunk_stores.snapshot_of(source.url, source.storage_options)
+    return Version(f"icechunk-{snapshot}", consolidated=False, snapshot=snapshot)
 
 
 _WEB = ("http://", "https://")
@@ -443,6 +455,8 @@ def _guarded_store(source: Source, version: Version) -> Store:
                 raise StoreGone(f"no zarr metadata at {public_url(source.url)}")
             return found
 
+    if version.snapshot is not None:
+        return GuardedStore(icechunk_stores.store_of(source.url, source.storage_options, version.snapshot))
     if not source.local:
         return GuardedStore(filesystems.zarr_store(source.url, source.storage_options, version.text))
     if os.path.isfile(source.url):
@@ -661,9 +675,11 @@ def reopened(source: Source, expected: Version | None = None) -> Opened:
         held = slot.opened
         if held is not None and held.serves(source, expected):
             return held
-        version = version_of(source)
+        # A snapshot stays what it is, whatever its branch has become.
+        version = expected if expected is not None and expected.snapshot else version_of(source)
         if held is None or not held.serves(source, version):
-            _forget_others(source, version)
+            if version.snapshot is None:
+                _forget_others(source, version)
             held = slot.opened = Opened(source, _open(source, version), version)
             if source.holds_file:
                 _close_when_idle()

@@ -10,6 +10,8 @@ from typing import Any
 __all__ = [
     "document_of",
     "end_of",
+    "fields_in",
+    "glob_of",
     "is_chain",
     "is_local",
     "is_pattern",
@@ -102,6 +104,19 @@ def is_local(url: str) -> bool:
 def is_pattern(url: str) -> bool:
     """Whether a path or URL may stand for several."""
     return any(sign in url for sign in "*[") or (is_local(url) and "?" in url)
+
+
+_FIELD = re.compile(r"\{([A-Za-z]\w*)(:[^{}]*)?\}")
+
+
+def fields_in(url: str) -> list[str]:
+    """Names of the fields of a path or URL such as ``{year:d}_{model}.nc``, each once."""
+    return list(dict.fromkeys(found[1] for found in _FIELD.finditer(url)))
+
+
+def glob_of(url: str) -> str:
+    """Make a pattern with ``*`` of one with fields."""
+    return _FIELD.sub("*", url)
 
 
 _REFERENCES = ("reference://", "reference::")

@@ -28,6 +28,8 @@ DEFAULTS: dict[str, Any] = {
         "idle-timeout": "60s",
         # Coordinates and other variables up to this size come with the metadata when an entry is opened.
         "eager-size": "64 KiB",
+        # Coordinates with an index come along up to this size; larger ones stay lazy, without an index.
+        "index-size": "64 MiB",
         # Data centres in the order in which replicas are taken from them, other things being equal.
         "prefer": [],
         # Whether replicas in pools that have workers are compared when one of them is opened.

@@ -1,5 +1,9 @@
 """Where something is that no rule knows: asked of its store, or of the workers."""
 
+import json
+import logging
+import socket
+import urllib.request
 import uuid
 
 import dask
@@ -31,6 +35,49 @@ def test_the_region_of_a_bucket_is_asked_of_its_store_if_that_is_switched_on(end
     assert found.evidence == (
         "region s3:eu-west-2 (the data centres given), of the region that the store names: eu-west-2"
     )
+
+
+@pytest.fixture(scope="module")
+def google():
+    """Google's store as an emulator has it: its answers about buckets, which are all that is asked for."""
+    pytest.importorskip("gcsfs")
+    from gcp_storage_emulator.server import create_server
+
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.ERROR)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True)
+    server.start()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.mark.parametrize(("region", "located"), [("US-CENTRAL1", True), ("EU", False)])
+def test_the_region_of_a_bucket_of_googles_is_asked_of_its_store(google, region, located):
+    name = f"b-{uuid.uuid4().hex}"
+    # The emulator takes a location only from those who change a bucket.
+    for method, path, what in (
+        ("POST", "b?project=p", {"name": name}),
+        ("PATCH", f"b/{name}", {"location": region}),
+    ):
+        request = urllib.request.Request(
+            f"{google}/storage/v1/{path}",
+            json.dumps(what).encode(),
+            {"Content-Type": "application/json"},
+            method=method,
+        )
+        urllib.request.urlopen(request).close()
+    known = {"data_centres": {"gcp": {"regions": ["gs:us-central1"]}, "aws": {"regions": ["s3:us-central1"]}}}
+    options = {"token": "anon", "project": "p", "endpoint_url": google}
+    with dask.config.set({"pools.ask-regions": True}):
+        if not located:
+            with pytest.raises(UnlocatedError):
+                locate(f"gs://{name}/a", data_centres=known, storage_options=options)
+            return
+        found = locate(f"gcs://{name}/a", data_centres=known, storage_options=options)
+    assert found.data_centre == "gcp"
+    assert "of the region that the store names: us-central1" in found.evidence
 
 
 def test_a_store_that_does_not_answer_locates_nothing(endpoint):

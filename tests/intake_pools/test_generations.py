@@ -279,15 +279,3 @@ def test_a_reader_of_ours_survives_stock_intakes_own_files(client, ecmwf, foreca
         assert opened["a"].data_centre == "ecmwf"
         assert get_pool(opened["a"].to_dask()) == "ecmwf"
         assert opened["b"].read().sizes == {"lat": 4, "lon": 5}
-
-
-@pytest.mark.parametrize("extra", ["", ", path_as_pattern: false"])
-def test_fields_of_a_pattern_are_not_silently_left_out(tmp_path, rules, extra):
-    args = f"{{urlpath: '/data/{{model}}_{{year:d}}.nc'{extra}}}"
-    (tmp_path / "cat.yaml").write_text(f"sources: {{a: {{driver: netcdf, args: {args}}}}}")
-    catalogue = open_catalog(tmp_path / "cat.yaml", data_centres=rules)
-    if extra:
-        assert catalogue.a.data_centre == "ecmwf"
-        return
-    with pytest.raises(EntryError, match=r"its urlpath has the field \{model\}.*Write \* in its place"):
-        catalogue.a.to_dask()

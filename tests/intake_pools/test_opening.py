@@ -3,6 +3,7 @@ import os
 import pickle
 import shutil
 import time
+import warnings
 
 import dask
 import distributed
@@ -14,6 +15,7 @@ import zarr
 from dask_pools import get_pool
 from dask_pools.errors import DataChangedError, EntryError, MisplacedTaskError
 from intake_pools import load_from_catalog, stores
+from intake_pools.opening import LazyCoordinateWarning
 
 KINDS = ["netcdf3", "netcdf4", "zarr2", "zarr3"]
 
@@ -623,3 +625,37 @@ def test_a_tree_of_groups_is_what_xarray_opens(client, ecmwf, forecast, named, k
     assert set(ours.groups) == {"/", "/ocean", "/ocean/deep"}
     assert get_pool(ours["ocean/t"]) == "ecmwf"
     xr.testing.assert_allclose(ours.compute(), tree)
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("kind", ["netcdf4", "zarr2"])
+def test_a_coordinate_above_the_stated_size_stays_lazy_and_says_how_to_get_its_index(
+    write, client, ecmwf, named, kind
+):
+    cells = xr.Dataset({"v": ("cell", np.arange(30_000.0))}, {"cell": np.arange(30_000) * 2, "time": [1]})
+    write(cells, ecmwf / named, kind)
+    with dask.config.set({"pools.index-size": "200 kB"}):
+        with pytest.warns(LazyCoordinateWarning, match=r"'cell' .* has 234.38 kiB.*ds.set_xindex\('cell'\)"):
+            ds = load(named, engine="zarr" if kind == "zarr2" else None)
+        assert ds["cell"].chunks
+        assert set(ds.xindexes) == {"time"}
+        assert len(pickle.dumps(ds)) < 50_000
+        with pytest.warns(LazyCoordinateWarning):
+            load(named, engine="zarr" if kind == "zarr2" else None)
+    xr.testing.assert_identical(ds.set_xindex("cell").compute(), cells)
+    assert ds.set_xindex("cell").sel(cell=4)["v"].compute() == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LazyCoordinateWarning)
+        assert set(load(named, engine="zarr" if kind == "zarr2" else None).xindexes) == {"cell", "time"}
+
+
+def test_of_many_files_a_large_coordinate_that_all_have_stays_lazy(write, client, ecmwf, named):
+    for number in range(3):
+        cells = xr.Dataset({"v": (("time", "cell"), np.full((1, 3000), number))}, {"cell": np.arange(3000)})
+        write(cells.assign_coords(time=[number]), ecmwf / f"{named}-{number}.nc")
+    with dask.config.set({"pools.index-size": "20 kB"}), pytest.warns(LazyCoordinateWarning, match="'cell'"):
+        ds = load(f"{named}-*.nc")
+    assert set(ds.xindexes) == {"time"}
+    assert ds["cell"].chunks
+    with xr.open_mfdataset(str(ecmwf / f"{named}-*.nc")) as stock:
+        xr.testing.assert_identical(ds.set_xindex("cell").compute(), stock.compute())
