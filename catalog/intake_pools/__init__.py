@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from intake_pools.catalogues import load_from_catalog, open_catalog
-    from intake_pools.remembered import forget
+    from intake_pools.forgetting import forget
 
 __all__ = ["forget", "load_from_catalog", "open_catalog"]
 
-_ROOM = {"forget": "remembered", "load_from_catalog": "catalogues", "open_catalog": "catalogues"}
+_ROOM = {"forget": "forgetting", "load_from_catalog": "catalogues", "open_catalog": "catalogues"}
 
 
 def __getattr__(name: str) -> Any:

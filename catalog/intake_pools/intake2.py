@@ -6,6 +6,7 @@ what they name. Readers, types of data and steps of pipelines are those of the l
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -508,9 +509,15 @@ def _trusted(
         made = Catalog.from_yaml_file(path, storage_options=dict(storage_options or {}))
     except Exception as error:  # whatever it runs
         raise EntryError(f"Intake cannot open {public_url(path)}: {error}") from error
+    rules: Any = None
+    if data_centres is not None:
+        # Plain data: Intake takes whatever else is among its arguments apart.
+        rules = data_centres.origin
+        if not os.path.isfile(rules):
+            rules = data_centres.model_dump(mode="json", exclude_defaults=True)
     for entry in made.entries.values():
         if entry.reader in _OURS:
             entry.reader = _OURS[-1]
-            if data_centres is not None:
-                entry.kwargs = {**entry.kwargs, "data_centres": data_centres.origin}
+            if rules is not None:
+                entry.kwargs = {**entry.kwargs, "data_centres": rules}
     return made

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -95,19 +95,34 @@ def pools(client: Client) -> set[str]:
         return {kept.entry.location.data_centre for kept in (_kept.get(client) or {}).values()}
 
 
-def drop(client: Client | None = None, entry: Entry | None = None) -> None:
-    """Forget an entry, or all of them, of one client or of all."""
+def drop(client: Client, entry: Entry) -> None:
+    """Forget what a client has of an entry."""
     with _lock:
-        for mine in list(_kept.values()) if client is None else [_kept.setdefault(client, OrderedDict())]:
-            if entry is None:
-                mine.clear()
-            else:
-                mine.pop(_key(entry), None)
+        _kept.setdefault(client, OrderedDict()).pop(_key(entry), None)
 
 
-def forget() -> None:
-    """Have everything opened anew that was opened before, by all clients of this process."""
-    drop()
+def forget(concerns: Callable[[Entry], bool] = lambda entry: True) -> tuple[list[Client], int]:
+    """Forget entries, of all clients of this process.
+
+    Parameters
+    ----------
+    concerns : callable, optional
+        Which; by default all.
+
+    Returns
+    -------
+    clients : list of distributed.Client
+        All that have opened something.
+    number : int
+        How many entries were forgotten.
+    """
+    number = 0
+    with _lock:
+        for mine in _kept.values():
+            for key in [key for key, kept in mine.items() if concerns(kept.entry)]:
+                del mine[key]
+                number += 1
+        return list(_kept), number
 
 
 def _key(entry: Entry) -> str:

@@ -77,6 +77,43 @@ def test_one_entry_is_the_same_in_both_versions_and_in_python(client, ecmwf, for
     xr.testing.assert_allclose(first.compute(), forecast)
 
 
+def test_a_reader_of_version_2_opens_all_groups(client, ecmwf, forecast, named):
+    tree = xr.DataTree.from_dict({"/": forecast[["lat"]], "/ocean": forecast[["t"]]})
+    tree.to_netcdf(ecmwf / named, engine="netcdf4")
+    (ecmwf / f"{named}.yaml").write_text(
+        VERSION2.format(name=named, datatype="HDF5").replace("{time: 3}", "{}")
+    )
+    rules = {"data_centres": {"ecmwf": {"prefixes": [str(ecmwf)]}}}
+    ours = open_catalog(ecmwf / f"{named}.yaml", data_centres=rules)["data"].to_datatree()
+    assert set(ours.groups) == {"/", "/ocean"}
+    xr.testing.assert_allclose(ours.compute(), tree)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_large_catalogue_shows_its_first_entries(tmp_path, rules, version):
+    import yaml
+
+    if version == 1:
+        entry = {"driver": "zarr", "args": {"urlpath": "/data/a"}}
+        made = {"sources": {f"a{number:03}": entry for number in range(70)}}
+    else:
+        data = {"datatype": "intake.readers.datatypes:Zarr", "kwargs": {"url": "/data/a"}}
+        entry = {"reader": "intake.readers.readers:XArrayDatasetReader", "kwargs": {"args": ["{data(d)}"]}}
+        made = {
+            "version": 2,
+            "data": {"d": data},
+            "entries": {f"a{number:03}": entry for number in range(70)},
+        }
+    (tmp_path / "cat.yaml").write_text(yaml.safe_dump(made))
+    catalogue = open_catalog(tmp_path / "cat.yaml", data_centres=rules)
+    lines = repr(catalogue).splitlines()
+    assert lines[0].endswith(": 70 entries>")
+    assert lines[1] == "  a000: ecmwf"
+    assert lines[60:] == ["  a059: ecmwf", "  and 10 more"]
+    assert catalogue._repr_html_().count("<tr>") == 62
+    assert len(list(catalogue.summary())) == 70
+
+
 @pytest.mark.usefixtures("lazily")
 def test_a_pipeline_of_version_2_starts_in_the_pool(client, ecmwf, forecast, named, write):
     write(forecast, ecmwf / named)

@@ -507,7 +507,7 @@ def openings(client, monkeypatch):
         return submit(client, entry, function, *args)
 
     monkeypatch.setattr(opening, "_submit", counting)
-    remembered.drop()
+    remembered.forget()
     return called
 
 
@@ -553,14 +553,66 @@ def test_a_new_file_of_a_pattern_is_noticed(series, client, ecmwf, openings):
 
 
 def test_what_is_remembered_can_be_forgotten(write, client, ecmwf, forecast, named, openings):
-    import intake_pools
+    import intake
 
-    write(forecast, ecmwf / named)
-    load(named)
-    intake_pools.forget()
-    openings.clear()
-    load(named)
-    assert openings == ["_open"]
+    from intake_pools import forget
+
+    paths = [ecmwf / f"{named}-{number}.nc" for number in (1, 2)]
+    for path in paths:
+        write(forecast, path)
+
+    def opened_anew():
+        openings.clear()
+        for path in paths:
+            load(path)
+        return [name == "_open" for name in openings if name != "_unchanged"], len(openings)
+
+    opened_anew()
+    assert opened_anew() == ([], 2)
+    entry = intake.open_pooled_netcdf(str(paths[0]), data_centre="ecmwf")
+    for what, number in (
+        (None, 2),
+        (entry, 1),
+        (paths[1], 1),
+        (f"{ecmwf}/{named}-*.nc", 2),
+        (ecmwf, 2),
+        (ecmwf / "other.nc", 0),
+        (ecmwf / f"{named}-1", 0),
+    ):
+        assert forget(*([what] if what else [])) == number, what
+        anew, _ = opened_anew()
+        assert len(anew) == number, what
+
+
+def test_what_shows_no_version_is_read_anew_after_it_was_forgotten(
+    write, client, ecmwf, forecast, named, monkeypatch
+):
+    from intake_pools import forget
+
+    def blindly(dask_worker=None):
+        from intake_pools import stores
+
+        stores.seeing = getattr(stores, "seeing", stores.version_of)
+        stores.version_of = lambda source: stores.Version("")
+
+    def again(dask_worker=None):
+        from intake_pools import stores
+
+        stores.version_of = stores.seeing
+
+    workers = _workers(client, "ecmwf")
+    path = ecmwf / named
+    write(forecast, path)
+    client.run(blindly, workers=workers)
+    try:
+        assert load(path).attrs["title"] == "a forecast"
+        replace(path, lambda beside: write(forecast.assign_attrs(title="another"), beside))
+        assert load(path).attrs["title"] == "a forecast"
+        forget(path)
+        assert load(path).attrs["title"] == "another"
+    finally:
+        client.run(again, workers=workers)
+        forget(path)
 
 
 @pytest.mark.parametrize(

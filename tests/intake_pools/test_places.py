@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("lazily")
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    remembered.drop()
+    remembered.forget()
 
 
 @pytest.fixture

@@ -505,5 +505,27 @@ def test_a_trusted_catalogue_is_opened_by_intake_with_all_that_it_can_run(attack
     assert type(catalogue.b).__name__ == "TextFilesSource"
 
 
+@pytest.mark.parametrize("how", ["mapping", "file"])
+def test_a_trusted_catalogue_of_version_2_is_opened_by_intake_and_still_located(attack, how):
+    evil = (
+        "  b: {reader: 'evil_module:Evil', kwargs: {}, user_parameters: {}, metadata: {}, "
+        "output_instance: 'x:y'}\n"
+    )
+    text = FIELDS.replace("@WHAT@", "{env(POOLS_TEST_SECRET)}").replace("entries:\n", f"entries:\n{evil}")
+    path = attack.write(text)
+    rules: Any = (
+        RULES if how == "mapping" else attack.write("data_centres: {here: {prefixes: [/data/]}}", "r")
+    )
+    catalogue = open_catalog(path, data_centres=rules, allow_code=True)
+    assert catalogue["a"].data.url == "/data/hush"
+    assert catalogue["a"].data_centre == "here"
+    assert type(catalogue["b"]).__name__ == "Evil"
+    assert attack.worked
+    refusing = open_catalog(path, data_centres=rules)
+    for name in ("a", "b"):
+        with pytest.raises(EntryError, match="allow_code=True"):
+            refusing[name]
+
+
 def test_everything_refused_is_one_of_the_projects_errors():
     assert issubclass(EntryError, PoolsError)

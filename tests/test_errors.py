@@ -1,0 +1,454 @@
+"""docs/errors.md has every error message; each is produced here or in a test that is named; none is stale.
+
+Whoever adds an error adds a row under its class, and a case below or, to `ELSEWHERE`, the test that produces
+it; the tests say which is missing.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dask
+import fsspec
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+import zarr
+from distributed import Client
+
+from dask_pools import data_centres, pins
+from errors_table import ROOT, TABLE, Row, messages, rows
+from intake_pools import load_from_catalog, open_catalog, stores, writing
+from intake_pools.drivers import PooledNetCDFSource
+from intake_pools.entries import entry_of
+from intake_pools.locate import locate
+from intake_pools.lookup import entry_with
+from intake_pools.opening import open_tree
+from intake_pools.readers import PooledReader
+from intake_pools.shipped import shipped
+
+_TESTS = "tests/intake_pools/test_"
+ELSEWHERE = {
+    "{target} {reason}, so nothing has been written": f"{_TESTS}writing.py::"
+    "test_a_path_that_nothing_locates_is_refused_before_anything_is_written",
+    "{chunk} of {entry} lives in pool": f"{_TESTS}opening.py::"
+    "test_a_chunk_that_lost_its_pin_is_not_read_on_a_worker_of_another_pool",
+    "{chunk} of {entry} cannot be read": f"{_TESTS}opening.py::"
+    "test_data_that_is_gone_is_an_error_and_never_fill_values",
+    "Pool {pool} has no workers.": f"{_TESTS}bad_input.py::test_a_pool_that_nobody_can_start",
+    "{what} lies in several pools": "tests/dask_pools/test_scheduler.py::"
+    "test_a_task_that_dask_fused_from_two_pools_is_refused_by_name",
+    "{variable} must stay in pool {pool}, but {operation}": f"{_TESTS}places.py::"
+    "test_raw_chunks_that_stay_are_refused_elsewhere_and_reduced_ones_are_not",
+    "{variable} must stay in pool {pool}, but its": f"{_TESTS}places.py::"
+    "test_raw_values_that_stay_do_not_come_to_the_client_either",
+    "This would move": "tests/dask_pools/test_explain.py::"
+    "test_a_computation_above_the_budget_is_refused_before_any_of_its_tasks_runs",
+    "Dask's setting `array.query-planning`": "tests/dask_pools/test_pins.py::"
+    "test_expression_arrays_are_refused_by_name",
+    "Dask's setting `{name}`": "tests/dask_pools/test_pins.py::"
+    "test_another_optimiser_that_would_drop_pins_is_refused_by_name",
+    "The client has intake-pools": "tests/dask_pools/test_scheduler.py::"
+    "test_connecting_names_a_worker_without_our_version_and_what_to_install",
+    "{name} lives in data centre": f"{_TESTS}without_client.py::"
+    "test_what_cannot_be_seen_here_is_an_error_that_says_how_to_connect",
+    "its {number} files cannot be combined": f"{_TESTS}bad_input.py::test_files_that_cannot_be_combined",
+    "it is unreadable on": f"{_TESTS}bad_input.py::test_a_netcdf_file_that_breaks_off",
+    "None of the {number} replicas": f"{_TESTS}places.py::test_if_every_replica_fails_all_reasons_are_given",
+    "The replicas of {name} differ": f"{_TESTS}places.py::test_replicas_that_differ_are_an_error",
+    "The parts of {name} in": f"{_TESTS}places.py::test_parts_that_do_not_fit_are_an_error_with_their_places",
+    "to_netcdf cannot write": f"{_TESTS}writing.py::test_netcdf_into_an_object_store_is_refused",
+    "engine='scipy' cannot": f"{_TESTS}writing.py::test_netcdf_by_scipy_is_refused",
+    "A DataTree cannot be written": f"{_TESTS}writing.py::"
+    "test_a_tree_is_refused_and_the_way_to_write_it_works",
+    "Pinned data cannot be written inside": f"{_TESTS}writing.py::"
+    "test_inside_the_event_loop_the_way_out_is_named_and_works",
+}
+"""Beginnings of rows, and the test that produces the message."""
+
+
+def test_every_message_in_the_source_has_a_row():
+    known = rows()
+    missing = [
+        f"{message.where}, {message.kind}: {message.text.replace(chr(0), '{…}')}"
+        for message in messages()
+        if not any(row.is_of(message) for row in known)
+    ]
+    advice = f"Add a row to {TABLE.name}, under its class, with a word in braces for whatever is filled in:\n"
+    assert not missing, advice + "\n".join(missing)
+
+
+def test_every_row_is_of_a_message_in_the_source_and_complete():
+    known = messages()
+    stale = [row.text for row in rows() if not any(row.is_of(message) for message in known)]
+    assert not stale, "Nobody says this any more; take it out:\n" + "\n".join(stale)
+    for row in rows():
+        assert row.when, row
+        assert row.what_to_do, row
+        literal = "".join(row.literal)
+        assert sum(map(str.isalpha, literal)) >= 6, f"This would fit everything: {row.text}"
+
+
+RULES = {"data_centres": {"here": {"prefixes": ["/data/"], "parameters": {"M": "/data/m"}}}}
+
+# Texts of data-centres files.
+FILES_OF_RULES = [
+    "",
+    "a: [",
+    "\x01",
+    "data_centres: 2026-99-99",
+    "data_centres: &a [*a]",
+    "[" * 40 + "]" * 40,
+    "{[a]: b}",
+    "data_centres: {a: {}}\ndata_centres: {b: {}}",
+    "data_centres: {a: {prefixe: []}}",
+    "costs: {}",
+    "data_centres: []",
+    "data_centres: {a: {prefixes: [$POOLS_NOT_SET/a]}}",
+    "data_centres: {a: {prefixes: [/a$]}}",
+    "data_centres: {a: {prefixes: [/a]}, b: {prefixes: [/a]}}",
+    "data_centres: {a b: {}}",
+    "data_centres: {a: {parameters: {CATALOG_DIR: /a}}}",
+    "data_centres: {a: {}}\ncosts: {b: {a: 1.0}}",
+    "data_centres: {a: {}}\ncosts: {a: {a: -1.0}}",
+    "data_centres: {a: {prefixes: ['']}}",
+    "data_centres: {a: {regions: ['*']}}",
+    "data_centres: {a: {prefixes: [a]}}",
+    "data_centres: {a: {globs: ['a*']}}",
+    "data_centres: {a: {prefixes: ['https://exa-']}}",
+    "data_centres: {a: {globs: [/a/b]}}",
+    "data_centres: {a: {globs: ['https://*.org/a']}}",
+    "data_centres: {a: {globs: ['/**']}}",
+    "data_centres: {a: {globs: ['/a/**/b/**']}}",
+    "data_centres: {a: {globs: ['/a/[b']}}",
+    "data_centres: {a: {globs: ['/a/[z-a]*']}}",
+    "data_centres: {a: {hosts: ['a/b']}}",
+    "data_centres: {a: {endpoints: ['a b']}}",
+]
+
+# Texts of catalogues.
+FILES = [
+    "sources: {a: [}",
+    "sources: 2026-99-99",
+    "sources: " + "[" * 200 + "]" * 200,
+    "",
+    "- a",
+    "sources: []",
+    "sources: {}\nmetadata: a",
+    "version: 2\nentries: []",
+    "metadata: {data_centres_file: [a]}\nsources: {a: {driver: netcdf, args: {urlpath: /data/a}}}",
+]
+
+# Entries of catalogues of version 1.
+ENTRIES = [
+    "5",
+    "{args: {}}",
+    "{driver: os.system}",
+    "{driver: shapefile, args: {urlpath: /data/a}}",
+    "{driver: textfiles, args: {urlpath: /data/a, decoder: os.system}}",
+    "{driver: csv, args: {}}",
+    "{cls: os.system}",
+    "{driver: xarray, args: {urlpath: /data/a, xarray_kwargs: {backend_kwargs: {indexpath: /tmp/a}}}}",
+    "{driver: netcdf, args: [a]}",
+    "{driver: netcdf, args: {5: a}}",
+    "{driver: yaml_file_cat, args: {path: 5}}",
+    "{driver: yaml_file_cat, args: {path: /a, storage_options: 5}}",
+    "{driver: netcdf, args: {urlpath: '/data/{year}.nc'}}",
+    "{driver: netcdf, args: {urlpath: '{{ M }}/{{ N }}'}, parameters: {N: {default: env(HOME)}}}",
+    "{driver: netcdf, args: {urlpath: '{{ M }}/a', data_centre: there}}",
+    "{driver: netcdf, args: {urlpath: /data/a}, parameters: [a]}",
+    "{driver: netcdf, args: {urlpath: /data/a}, parameters: {p: a}}",
+    "{driver: netcdf, args: {urlpath: /data/a}, parameters: {p: {type: os}}}",
+    "{driver: netcdf, args: {urlpath: /data/a}, parameters: {p: {allowed: a}}}",
+    "{driver: netcdf, args: {urlpath: /data/a}, parameters: {p: {type: int, min: a}}}",
+    "{driver: netcdf, args: {urlpath: '{{ p }}'}, parameters: {p: {type: int, default: 5, max: 3}}}",
+    "{driver: netcdf, args: {urlpath: '{{ p }}'}, parameters: {p: {default: '{{ q }}'}}}",
+    "{driver: netcdf, args: {urlpath: '{{ env(HOME) }}'}}",
+    "{driver: netcdf, args: {urlpath: '{{ }}'}}",
+    f"{{driver: netcdf, args: {{urlpath: '{{{{ {'(' * 5000}1{')' * 5000} }}}}'}}}}",
+    "{driver: netcdf, args: {urlpath: '{{ p }}'}}",
+    "{driver: netcdf, args: {urlpath: '{{ 1 / 0 }}'}}",
+    f"{{driver: netcdf, args: {{urlpath: '{{{{ p }}}}{'a' * 200_000}'}}}}",
+    f"{{driver: zarr, args: {{urlpath: '{'{{ p }}' * 9999}'}}, parameters: {{p: {{default: aaaaaaaaaaa}}}}}}",
+    "{driver: netcdf, args: &a {urlpath: /data/a, more: *a}}",
+    "{driver: pooled_netcdf, args: {}}",
+    "{driver: pooled_netcdf, args: {urlpath: /data/a, chunk: {}}}",
+]
+
+# Parts of catalogues of version 2.
+ENTRIES2 = [
+    {"entries": {"a": 5}},
+    {"entries": {"a": {"reader": "os:system"}}},
+    {"entries": {"a": {"reader": "intake.readers.readers:PandasCSV", "kwargs": {"args": 5}}}},
+    {"entries": {"a": {"reader": "intake.readers.readers:PandasCSV", "kwargs": {1: 5}}}},
+    {"data": {"d": {"datatype": "os:system"}}},
+    {"data": {"d": 5}},
+    {"data": {"d": {"datatype": "intake.readers.datatypes:CSV", "kwargs": {"url": "/data/a"}}}},
+    {"data": {"d": {"datatype": "intake.readers.datatypes:HDF5", "kwargs": {"size": 5}}}},
+    {"data": {"d": {"datatype": "intake.readers.datatypes:HDF5", "kwargs": 5}}},
+    {"kwargs": {"args": 5}},
+    {"kwargs": {"args": ["{data(d)}"], 5: 5}},
+    {"kwargs": {"args": ["{data(other)}"]}},
+    {"kwargs": {"args": ["{data(a)}"]}},
+    {"kwargs": {"args": ["{data(d)}"], "engine": "{p.__class__}"}},
+    {"kwargs": {"args": ["{data(d)}"], "engine": "{p}" * 9}, "user_parameters": {"p": "a" * 20_000}},
+    {"user_parameters": {"p": {"cls": "os:system"}}},
+    {"user_parameters": {"p": {"dtype": "os"}}},
+    {"steps": 5},
+    {"steps": [5]},
+    {"steps": [["a", [], {}]]},
+    {"steps": [["{data(d)}", [], {}]]},
+    {"steps": [["{data(e)}", [], {}], ["{func(os:system)}", [], {}]]},
+    {
+        "steps": [
+            ["{data(e)}", [], {}],
+            ["{func(intake.readers.transform:Method)}", [], {"method_name": "pipe"}],
+        ]
+    },
+]
+
+
+def catalogue_of_version_2(part: dict[str, Any]) -> dict[str, Any]:
+    hdf5 = {"datatype": "intake.readers.datatypes:HDF5", "kwargs": {"url": "/data/a"}}
+    reader = {"reader": "intake.readers.readers:XArrayDatasetReader", "kwargs": {"args": ["{data(d)}"]}}
+    made: dict[str, Any] = {"version": 2, "data": {"d": hdf5}, "entries": {"a": reader, "e": reader}}
+    if "steps" in part:
+        made["entries"]["a"] = {"reader": "intake.readers.convert:Pipeline", "kwargs": part}
+    elif "kwargs" in part:
+        made["entries"]["a"] = {**reader, **part}
+    else:
+        made.update(part)
+    return made
+
+
+# What is said about data.
+SAID: list[dict[str, Any]] = [
+    {"urlpath": [5]},
+    {"urlpath": []},
+    {"urlpath": "/data/a", "parts": ["/data/b"]},
+    {"parts": 5},
+    {"replicas": [{"url": "/data/a"}]},
+    {"urlpath": "/data/a", "storage_options": 5},
+    {"urlpath": "/data/a", "xarray_kwargs": {"cache": True}},
+    {"urlpath": "/data/a", "engine": 5},
+    {"urlpath": "/data/a", "version": []},
+    {"urlpath": "/data/a", "residency": "go"},
+    {"urlpath": "/data/a", "chunks": "a"},
+    {"urlpath": "/data/a", "chunks": {"x": 1.5}},
+    {"urlpath": "/other/a"},
+    {"urlpath": "a.nc"},
+    {"urlpath": "/data/a", "data_centre": "there"},
+    {"urlpath": "/data/a", "data_centre": "a b"},
+]
+
+
+def use(catalogue: Any) -> None:
+    source = catalogue["a"]
+    if hasattr(source, "location"):
+        source.location  # noqa: B018
+
+
+def of_catalogues(directory: Path) -> Iterator[Callable[[], Any]]:
+    """Ways to read and use catalogues that end in an error."""
+
+    def made(text: str, name: str = "cat.yaml", **options: Any) -> Any:
+        (directory / name).write_text(text)
+        return open_catalog(directory / name, **{"data_centres": RULES, **options})
+
+    for text in FILES_OF_RULES:
+        yield partial(data_centres.parse, text, "rules.yaml", environment={})
+    yield lambda: data_centres.read(directory / "none.yaml")
+    yield lambda: data_centres.load(5)  # type: ignore[arg-type]
+    yield lambda: data_centres.load([])
+    yield lambda: data_centres.load([RULES, {"data_centres": {"here": {"parameters": {"M": "/x"}}}}])
+    for text in FILES:
+        yield lambda text=text: use(made(text, data_centres=None))  # type: ignore[misc]
+    for text in ENTRIES:
+        yield lambda text=text: use(made(f"sources: {{a: {text}}}"))  # type: ignore[misc]
+    for part in ENTRIES2:
+        yield lambda part=part: use(made(yaml.safe_dump(catalogue_of_version_2(part))))  # type: ignore[misc]
+    options = {"p": {"cls": "intake.readers.user_parameters:OptionsUserParameter", "options": [1]}}
+    yield lambda: use(made(yaml.safe_dump(catalogue_of_version_2({"user_parameters": options})))(p=2))
+    machines = {"data": {"d": {"datatype": "intake.readers.datatypes:HDF5", "kwargs": {"url": "{M}{N}"}}}}
+    yield lambda: use(
+        made(
+            yaml.safe_dump(catalogue_of_version_2(machines)),
+            data_centres={
+                "data_centres": {"a": {"parameters": {"M": "/a"}}, "b": {"parameters": {"N": "/b"}}}
+            },
+        )
+    )
+    for said in SAID:
+        yield lambda said=said: entry_of(**said, data_centres=RULES)  # type: ignore[misc]
+    yield lambda: entry_of("/data/a")
+    yield (
+        lambda: (
+            entry_of("/data/a", data_centres=RULES, replicas=["/data/b"])
+            and load_from_catalog("/data/a", data_centres=RULES, chunks=5.5)
+        )
+    )
+    yield lambda: open_catalog(directory / "none.yaml")
+    yield lambda: open_catalog("nosuchprotocol://a/*.yaml")
+    yield lambda: open_catalog(directory / "none*.yaml")
+
+    def nested(depth: int) -> Any:
+        for level in range(depth):
+            path = f"{{{{ CATALOG_DIR }}}}/{level + 1}.yaml"
+            entry = {"driver": "yaml_file_cat", "args": {"path": path}}
+            (directory / f"{level}.yaml").write_text(yaml.safe_dump({"sources": {"a": entry}}))
+        (directory / f"{depth}.yaml").write_text((directory / "0.yaml").read_text())
+        catalogue = open_catalog(directory / "0.yaml")
+        for _ in range(depth + 1):
+            catalogue = catalogue["a"]
+            len(catalogue)
+
+    yield lambda: nested(1)
+    yield lambda: nested(22)
+    zarrs = "sources: {a: {driver: zarr, args: {urlpath: /data/a}}}"
+    yield lambda: made(zarrs) and made(zarrs, "b.yaml") and open_catalog(directory / "[a-c]*.yaml")
+    yield lambda: open_catalog([directory / "cat.yaml", directory / "cat.yaml"])
+    two = yaml.safe_dump(catalogue_of_version_2({}))
+    yield lambda: made(two, "two.yaml") and open_catalog([directory / "two.yaml", directory / "two.yaml"])
+    yield lambda: made("plugins: {source: [{module: none_such}]}\nsources: {}", allow_code=True)
+    yield lambda: made(two.replace("HDF5", "none"), allow_code=True)["a"]
+    yield lambda: made("version: 2\nentries: 5", allow_code=True)
+    text = "sources: {a: {driver: textfiles, args: {urlpath: /data/a}}}"
+    yield lambda: made(text).plain_entry("a")
+    twice = "a: {driver: zarr, args: {urlpath: /data/a}}, b: {driver: netcdf, args: {urlpath: /data/a}}"
+    yield lambda: entry_with("/data/a", made(f"sources: {{{twice}}}"))
+    yield PooledReader()._resolved
+    yield lambda: PooledNetCDFSource("/data/a", data_centre="here", chunky=5)
+    yield lambda: locate("/data/a", "there", RULES)
+    yield lambda: shipped("none.yaml")
+    yield lambda: pins.check_name("a b")
+
+
+def of_data(directory: Path, dataset: xr.Dataset) -> Iterator[Callable[[], Any]]:
+    """Ways to open and write data in pool `ecmwf`, which sees `directory`, that end in an error."""
+    dataset.to_netcdf(directory / "errors.nc", engine="netcdf4")
+    (directory / "errors.txt").write_text("not data")
+    (directory / "empty.zarr").mkdir()
+    load = partial(load_from_catalog, data_centre="ecmwf")
+    yield lambda: load(directory / "none.nc")
+    yield lambda: load(directory / "none*.nc")
+    yield lambda: load(directory / "errors.txt", engine="netcdf")
+    fsspec.filesystem("memory").pipe("/errors", b"not data")
+    yield lambda: stores.source_of("memory://errors", None, {}, {})
+    yield lambda: load("https://127.0.0.1:9/a.grib", engine="cfgrib", storage_options={"a": 1})
+    yield lambda: load(directory / "empty.zarr", engine="netcdf")
+    yield lambda: load(directory / "empty.zarr")
+    yield lambda: load(directory / "errors.nc", xarray_kwargs={"group": "none"})
+    yield lambda: load(directory / "errors.nc", xarray_kwargs={"none": 1})
+    yield lambda: load(directory / "errors.nc", chunks={"none": 1})
+    yield lambda: load(directory / "errors.nc", xarray_kwargs={"combine": "none"})
+    tree = partial(entry_of, data_centre="ecmwf")
+    yield lambda: open_tree(tree([str(directory / "errors.nc"), "/b"]))
+    yield lambda: open_tree(tree(str(directory / "none.nc")))
+    yield lambda: open_tree(tree(str(directory / "errors.nc")), "eumetsat")
+
+    def forbidden() -> None:
+        # Root may read everything, so no permissions will do.
+        from intake_pools import opening
+
+        def refuse(*_: Any) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        entry = entry_of(str(directory / "errors.nc"), data_centre="ecmwf")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stores, "sources_of", refuse)
+            patch.setattr(opening, "default_client", suppress)
+            opening._result(opening._open(entry, opening._limits("ecmwf")), entry, "here")
+
+    yield forbidden
+
+    async def inside() -> None:
+        async with Client(asynchronous=True, processes=False, n_workers=0, dashboard_address=None):
+            load(directory / "errors.nc")
+
+    yield lambda: asyncio.run(inside())
+
+    def dies() -> None:
+        from intake_pools import opening
+
+        entry = entry_of(str(directory / "errors.nc"), data_centre="ecmwf")
+        opening._result(
+            opening._in_pool(dask.distributed.default_client(), entry, lambda _: 1 / 0), entry, "in its pool"
+        )
+
+    yield dies
+    x = load(directory / "errors.nc", chunks={"x": 1})["v"].data
+
+    def stored() -> None:
+        with dask.config.set(
+            {"pools.data-centres": {"data_centres": {"ecmwf": {"prefixes": [f"{directory}/"]}}}}
+        ):
+            x.to_zarr(str(directory / "stored.zarr"), return_stored=True)
+
+    yield stored
+
+    class Other:
+        datastore = object()
+
+    yield lambda: writing._part(x, Other(), None, {})
+
+    def gone() -> None:
+        with writing._netcdf_variable(str(directory / "none.nc"), dict, dict, "v"):
+            pass
+
+    yield gone
+    array = zarr.create_array(str(directory / "gone.zarr"), shape=(1,), dtype="f4")
+    os.rename(directory / "gone.zarr", directory / "gone")
+    yield lambda: writing._zarr_array(array)
+
+
+def said(provoke: Callable[[], Any]) -> tuple[str, str]:
+    """Class and message of the error that comes of it."""
+    try:
+        provoke()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    what = provoke.args if isinstance(provoke, partial) else provoke.__defaults__ or provoke.__code__
+    return "", f"nothing is said by {what}"
+
+
+def test_every_row_is_what_is_said(client, tmp_path, site_dirs):
+    dataset = xr.Dataset({"v": ("x", np.arange(3.0))})
+    with dask.config.set({"pools.eager-size": 0}):
+        heard = [said(one) for one in (*of_catalogues(tmp_path), *of_data(site_dirs["ecmwf"], dataset))]
+    strangers = [(kind, text) for kind, text in heard if not any(_says(row, kind, text) for row in rows())]
+    assert not strangers, "No row is like this:\n" + "\n".join(map(str, strangers))
+    missing = [
+        row.text
+        for row in rows()
+        if not any(row.text.startswith(beginning) for beginning in ELSEWHERE)
+        and not any(_says(row, kind, text) for kind, text in heard)
+    ]
+    assert not missing, "\n".join(["No case here, and none in ELSEWHERE, produces:", *missing])
+
+
+def _says(row: Row, kind: str, text: str) -> bool:
+    """Whether a message is a row's, or has it inside; classes are those of the message as a whole."""
+    of_python = row.kind == "Python's own" or kind == "ValueError"
+    return (of_python or kind == row.kind) and row.occurs_in(text)
+
+
+@pytest.mark.parametrize("beginning", ELSEWHERE)
+def test_what_is_said_elsewhere_is(beginning):
+    (row,) = [row for row in rows() if row.text.startswith(beginning)]
+    path, _, name = ELSEWHERE[beginning].partition("::")
+    functions = [
+        ast.unparse(node)
+        for node in ast.parse((ROOT / path).read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
+    assert functions, f"{ELSEWHERE[beginning]} is not there any more"
+    assert "Error" in functions[0] or "refusal" in functions[0], f"{name} expects no error"
+    assert row.kind == "Python's own" or row.kind in (ROOT / path).read_text()
