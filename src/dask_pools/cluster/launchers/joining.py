@@ -16,7 +16,7 @@ from dask_pools.cluster.launchers import WorkerShape
 
 __all__ = ["joined", "worker_command"]
 
-# Seconds between two looks at who has joined: soon at first, and rarely for those that wait in a queue.
+# Seconds between two looks at who has joined: soon at first, and rarely for those that take long.
 POLL, POLL_AT_MOST = 0.05, 2.0
 
 
@@ -57,7 +57,7 @@ def worker_command(
     ]
 
 
-async def joined(scheduler: str, name: str, timeout: float | None, ended: Awaitable[str]) -> None:
+async def joined(scheduler: str, name: str, timeout: float, ended: Awaitable[str]) -> None:
     """Wait until a worker has joined the scheduler.
 
     Parameters
@@ -66,8 +66,8 @@ async def joined(scheduler: str, name: str, timeout: float | None, ended: Awaita
         Address of the scheduler.
     name : str
         Of the worker.
-    timeout : float or None
-        Seconds to wait at most; None for no limit.
+    timeout : float
+        Seconds to wait at most.
     ended : awaitable of str
         Completes if the worker will not come, saying why; cancelled when it has come.
 
