@@ -17,11 +17,11 @@ import psutil
 import pytest
 from distributed import Scheduler, get_worker
 
-from dask_pools import DataCentresError, PoolUnavailableError, pins
+from dask_pools import DataCentresError, PoolUnavailableError, UnsupportedSettingError, pins
 from dask_pools.cluster import PoolCluster, pool_specs
 from dask_pools.cluster.launchers import WorkerShape, command
 from dask_pools.cluster.launchers.jobqueue import JobLauncher
-from dask_pools.cluster.launchers.joining import worker_command
+from dask_pools.cluster.launchers.joining import check_private, tls_options, worker_command
 from dask_pools.data_centres import DataCentres, load, parse
 from documented import PAGES, files, shown
 from leftovers import children, eventually
@@ -255,6 +255,29 @@ def test_a_job_of_a_scheduler_with_tls_gets_the_files_that_dask_is_configured_wi
         "--tls-cert": "/home/me/cert.pem",
         "--tls-key": "/home/me/key.pem",
     }
+
+
+def test_a_command_gets_the_same_files() -> None:
+    with dask.config.set({"distributed.comm.tls.ca-file": "/home/me/ca.pem"}):
+        assert tls_options("tls://10.0.0.1:8786") == ["--tls-ca-file", "/home/me/ca.pem"]
+        assert tls_options("tcp://127.0.0.1:8786") == []
+
+
+@pytest.mark.parametrize("page", ["slurm", "command"])
+@pytest.mark.parametrize(
+    "scheduler", ["tcp://10.0.0.1:8786", "tcp://[2001:db8::1]:8786", "tcp://login1:8786"]
+)
+def test_a_scheduler_that_speaks_plainly_to_other_machines_is_refused(page: str, scheduler: str) -> None:
+    spec = pool_specs(parse(shown(page), page))["ecmwf"]
+    with pytest.raises(UnsupportedSettingError, match=r"without encryption.*protocol='tls'"):
+        asyncio.run(spec.launcher.launch(scheduler, "ecmwf-0", spec.worker))
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["tls://10.0.0.1:1", "tcp://127.0.0.1:1", "tcp://[::1]:1", "tcp://[fd00::1]:1"]
+)
+def test_loopback_a_mesh_and_tls_are_private(scheduler: str) -> None:
+    check_private(scheduler)
 
 
 @pytest.mark.parametrize(

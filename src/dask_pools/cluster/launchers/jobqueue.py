@@ -27,6 +27,7 @@ from distributed import Security
 from pydantic import BeforeValidator, Field
 
 from dask_pools.cluster.launchers import WorkerShape
+from dask_pools.cluster.launchers.joining import check_private
 from dask_pools.workers import Bytes, LauncherOptions, Listed, Workers
 
 __all__ = [
@@ -102,7 +103,10 @@ class JobLauncher:
         ------
         RuntimeError
             If the batch system refuses the job; with what it says, word for word.
+        UnsupportedSettingError
+            If the worker would have to reach the scheduler without encryption.
         """
+        check_private(scheduler)
         job = self.job(scheduler, name, shape)
         submitting = asyncio.ensure_future(self._submit(job))
         try:
