@@ -17,11 +17,11 @@ import psutil
 import pytest
 from distributed import Scheduler, get_worker
 
-from dask_pools import DataCentresError, PoolUnavailableError, pins
+from dask_pools import DataCentresError, PoolUnavailableError, UnsupportedSettingError, pins
 from dask_pools.cluster import PoolCluster, pool_specs
-from dask_pools.cluster.launchers import WorkerShape, command
+from dask_pools.cluster.launchers import WorkerShape, command, jobqueue
 from dask_pools.cluster.launchers.jobqueue import JobLauncher
-from dask_pools.cluster.launchers.joining import worker_command
+from dask_pools.cluster.launchers.joining import check_private, tls_options, worker_command
 from dask_pools.data_centres import DataCentres, load, parse
 from documented import PAGES, files, shown
 from leftovers import children, eventually
@@ -257,6 +257,29 @@ def test_a_job_of_a_scheduler_with_tls_gets_the_files_that_dask_is_configured_wi
     }
 
 
+def test_a_command_gets_the_same_files() -> None:
+    with dask.config.set({"distributed.comm.tls.ca-file": "/home/me/ca.pem"}):
+        assert tls_options("tls://10.0.0.1:8786") == ["--tls-ca-file", "/home/me/ca.pem"]
+        assert tls_options("tcp://127.0.0.1:8786") == []
+
+
+@pytest.mark.parametrize("page", ["slurm", "command"])
+@pytest.mark.parametrize(
+    "scheduler", ["tcp://10.0.0.1:8786", "tcp://[2001:db8::1]:8786", "tcp://login1:8786"]
+)
+def test_a_scheduler_that_speaks_plainly_to_other_machines_is_refused(page: str, scheduler: str) -> None:
+    spec = pool_specs(parse(shown(page), page))["ecmwf"]
+    with pytest.raises(UnsupportedSettingError, match=r"without encryption.*protocol='tls'"):
+        asyncio.run(spec.launcher.launch(scheduler, "ecmwf-0", spec.worker))
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["tls://10.0.0.1:1", "tcp://127.0.0.1:1", "tcp://[::1]:1", "tcp://[fd00::1]:1"]
+)
+def test_loopback_a_mesh_and_tls_are_private(scheduler: str) -> None:
+    check_private(scheduler)
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
@@ -289,3 +312,31 @@ def test_where_no_jobs_can_be_submitted_the_missing_command_is_named(monkeypatch
     spec = pool_specs(parse(shown("slurm"), "slurm.md"))["ecmwf"]
     with pytest.raises(RuntimeError, match="there is no command 'sbatch' here: make the cluster where jobs"):
         asyncio.run(spec.launcher.launch("tcp://127.0.0.1:1", "ecmwf-0", spec.worker))
+
+
+def test_a_job_submitted_while_the_queue_is_looked_at_is_not_taken_for_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[set[str]] = []
+
+    async def run() -> None:
+        looked, answer = asyncio.Event(), asyncio.Event()
+
+        async def states(jobs: set[str]) -> dict[str, str]:
+            asked.append(jobs)
+            looked.set()
+            await answer.wait()
+            return dict.fromkeys(jobs, "RUNNING") if len(asked) == 1 else dict.fromkeys(jobs, "NODE_FAIL")
+
+        monkeypatch.setattr(jobqueue, "_states", states)
+        monkeypatch.setattr(jobqueue, "POLL", 0)
+        queue = jobqueue._Queue()
+        first = asyncio.ensure_future(queue.ended("1"))
+        await looked.wait()
+        second = asyncio.ensure_future(queue.ended("2"))
+        await asyncio.sleep(0)
+        answer.set()
+        assert await asyncio.gather(first, second) == ["NODE_FAIL", "NODE_FAIL"]
+
+    asyncio.run(run())
+    assert asked == [{"1"}, {"1", "2"}]

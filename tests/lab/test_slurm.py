@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from batch import FORBIDDEN, QUOTA, Slurm, start_slurm
-from distributed import Client, Scheduler
+from distributed import Client, Security
 
 from dask_pools import PoolUnavailableError, pins
 from dask_pools.cluster import PoolCluster, pool_specs
@@ -184,53 +183,53 @@ def test_what_slurm_says_when_it_refuses_a_job_is_told_word_for_word(slurm: Slur
         assert f"Slurm refuses the job, saying: sbatch: error: {QUOTA}\n" in str(caught.value)
 
 
-def start_while_closed(slurm: Slurm, described: str, use: Callable[..., Any], **changes: Any) -> None:
-    """Have a worker started that will wait in the queue, and look that no job of it is left."""
-    spec = pool_specs(parse(described, "slurm.md"))["ecmwf"]
-    launcher = replace(spec.launcher, **changes)
-    before = set(slurm.jobs(*LIVE))
-
-    async def run() -> None:
-        async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
-            launching = asyncio.ensure_future(launcher.launch(scheduler.address, "ecmwf-9", spec.worker))
-            await use(launching)
-            assert not scheduler.workers
-
+@pytest.fixture
+def closed(slurm: Slurm) -> Iterator[None]:
+    """While jobs may be submitted to the partition of ecmwf, but none runs."""
     slurm.run("scontrol", "update", "PartitionName=compute", "State=DOWN")
+    before = set(slurm.jobs(*LIVE))
     try:
-        asyncio.run(run())
-        assert set(slurm.jobs(*LIVE)) <= before
+        yield
+        assert eventually(lambda: set(slurm.jobs(*LIVE)) <= before)
     finally:
         slurm.run("scontrol", "update", "PartitionName=compute", "State=UP")
 
 
+@pytest.mark.usefixtures("closed")
 def test_a_request_that_is_withdrawn_leaves_the_queue(slurm: Slurm, described: str) -> None:
-    async def withdraw(launching: asyncio.Future[Any]) -> None:
-        while not await asyncio.to_thread(slurm.jobs, "PENDING"):
-            await asyncio.sleep(0.1)
-        launching.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await launching
-
-    start_while_closed(slurm, described, withdraw)
+    with PoolCluster(parse(described, "slurm.md")) as cluster:
+        cluster.scale(ecmwf=2)
+        assert eventually(lambda: len(slurm.jobs("PENDING")) == 2)
+        assert eventually(lambda: "PENDING (PartitionDown)" in str(cluster.logs("ecmwf")))
+        cluster.scale(ecmwf=1)
+        assert eventually(lambda: len(slurm.jobs("PENDING")) == 1)
 
 
+@pytest.mark.usefixtures("closed")
+def test_a_job_that_waits_longer_than_it_may_is_taken_out_of_the_queue(described: str) -> None:
+    text = described.replace("timeout: 30 min", "timeout: 2 s")
+    with (
+        PoolCluster(parse(text, "slurm.md")) as cluster,
+        cluster.get_client() as client,
+        pytest.raises(PoolUnavailableError, match=r"ecmwf.*did not join within 2 s"),
+    ):
+        client.submit(os.getpid, **in_pool("ecmwf")).result(timeout=60)
+
+
+@pytest.mark.usefixtures("closed")
 def test_a_request_that_is_withdrawn_as_it_is_submitted_leaves_no_job(slurm: Slurm, described: str) -> None:
-    async def withdraw(launching: asyncio.Future[Any]) -> None:
+    spec = pool_specs(parse(described, "slurm.md"))["ecmwf"]
+
+    async def withdraw() -> None:
+        launching = asyncio.ensure_future(spec.launcher.launch("tcp://127.0.0.1:9", "ecmwf-9", spec.worker))
         await asyncio.sleep(0)
         launching.cancel()
         with pytest.raises(asyncio.CancelledError):
             await launching
 
-    start_while_closed(slurm, described, withdraw)
-
-
-def test_a_job_that_waits_longer_than_it_may_is_taken_out_of_the_queue(slurm: Slurm, described: str) -> None:
-    async def wait(launching: asyncio.Future[Any]) -> None:
-        with pytest.raises(TimeoutError, match="did not join the scheduler within 2 s"):
-            await launching
-
-    start_while_closed(slurm, described, wait, timeout=2.0)
+    before = slurm.jobs("all")
+    asyncio.run(withdraw())
+    assert len(slurm.jobs("all")) == len(before) + 1
 
 
 THREE = """\
@@ -263,3 +262,37 @@ def test_one_file_with_slurm_a_command_and_local_processes_runs_one_calculation(
         calculate(client, place, text, ["ecmwf", "eumetsat", "here"])
         assert sorted(map(len, cluster.pools.values())) == [1, 1, 1]
     assert set(slurm.jobs(*LIVE)) <= before
+
+
+def test_jobs_of_a_scheduler_with_tls_join_it_by_the_files_that_dask_is_configured_with(
+    slurm: Slurm, described: str, tmp_path: Path
+) -> None:
+    made = Security.temporary()
+    settings: dict[str, Any] = {"require-encryption": True}
+    roles = [f"{role}_{what}" for role in ("scheduler", "client", "worker") for what in ("cert", "key")]
+    for part in ("ca_file", *roles):
+        (tmp_path / part).write_text(getattr(made, f"tls_{part}"))
+        (tmp_path / part).chmod(0o600)
+        name = f"tls.{part.replace('_', '-' if part == 'ca_file' else '.')}"
+        settings[name] = str(tmp_path / part)
+    with dask.config.set({f"distributed.comm.{name}": value for name, value in settings.items()}):
+        options = {
+            "interface": "lo",
+            "port": 0,
+            "protocol": "tls",
+            "security": Security(),
+            "dashboard": False,
+        }
+        with (
+            PoolCluster(
+                parse(described, "slurm.md"),
+                scheduler={"cls": "distributed.Scheduler", "options": options},
+                security=Security(),
+            ) as cluster,
+            cluster.get_client() as client,
+        ):
+            assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
+            pid = client.submit(os.getpid, **in_pool("eumetsat")).result()
+            [address] = client.scheduler_info()["workers"]
+            assert address.startswith("tls://")
+            assert pid != os.getpid()

@@ -64,9 +64,10 @@ class Launcher(Protocol):
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> LaunchedWorker:
         """Start one worker.
 
-        Return when it has joined the scheduler or, where it has to queue first, when it is certain that it
-        will. An exception means that nothing was left behind; its message reaches the user. So does being
-        cancelled: then, too, nothing may be left behind.
+        Return when it has joined the scheduler or, where it has to queue first, when it has its place: then
+        whoever asked for it looks after its joining, and `LaunchedWorker.ended` tells if it will not. An
+        exception means that nothing was left behind; its message reaches the user. So does being cancelled:
+        then, too, nothing may be left behind.
 
         Parameters
         ----------

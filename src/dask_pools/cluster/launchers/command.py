@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 
 from dask_pools.cluster.launchers import WorkerShape
-from dask_pools.cluster.launchers.joining import joined, worker_command
+from dask_pools.cluster.launchers.joining import check_private, joined, tls_options, worker_command
 from dask_pools.workers import LauncherOptions, Listed, Workers
 
 __all__ = ["CommandLauncher", "CommandOptions", "CommandWorker"]
@@ -91,7 +91,10 @@ class CommandLauncher:
             If the start command fails; with its exit status and the last that it wrote.
         TimeoutError
             If the worker does not join in time.
+        UnsupportedSettingError
+            If the worker would have to reach the scheduler without encryption.
         """
+        check_private(scheduler)
         values = self._values(scheduler, name, shape)
         try:
             process = await asyncio.create_subprocess_exec(
@@ -125,7 +128,7 @@ class CommandLauncher:
             name,
             shape,
             python=(self.python,),
-            options=("--death-timeout", f"{self.timeout:g}", *self.options),
+            options=("--death-timeout", f"{self.timeout:g}", *tls_options(scheduler), *self.options),
         )
         # Whatever stands between here and the worker, these two are understood where it arrives.
         if shape.env:

@@ -17,16 +17,17 @@ import shlex
 import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
+from weakref import WeakKeyDictionary
 
 from distributed import Security
 from pydantic import BeforeValidator, Field
 
 from dask_pools.cluster.launchers import WorkerShape
-from dask_pools.cluster.launchers.joining import joined
+from dask_pools.cluster.launchers.joining import check_private
 from dask_pools.workers import Bytes, LauncherOptions, Listed, Workers
 
 __all__ = [
@@ -42,7 +43,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks at the queue, for all jobs of a pool together; while one of them is being stopped;
+# Seconds between two looks at the queue, for all jobs together; while one of them is being stopped;
 # and after which a job that was to stop is reported. Batch systems are shared, and slow.
 POLL = 15.0
 POLL_STOPPING = 1.0
@@ -88,27 +89,24 @@ class JobLauncher:
         Arguments of that class, besides those that follow from the worker.
     worker_options : tuple of str
         Further options of ``dask worker``.
-    timeout : float, optional
-        Seconds within which a worker has to join, its time in the queue included; None for no limit.
     """
 
     system: str
     job_class: Callable[..., Any]
     options: Mapping[str, Any]
     worker_options: tuple[str, ...] = ()
-    timeout: float | None = None
-    queue: _Queue = field(default_factory=lambda: _Queue(), compare=False)
 
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> JobWorker:
-        """Submit a job; its worker has joined the scheduler when this returns.
+        """Submit a job, and return when it is in the queue; its worker joins the scheduler when it runs.
 
         Raises
         ------
         RuntimeError
-            If the batch system refuses the job or ends it; with what it says, word for word.
-        TimeoutError
-            If the worker does not join in time.
+            If the batch system refuses the job; with what it says, word for word.
+        UnsupportedSettingError
+            If the worker would have to reach the scheduler without encryption.
         """
+        check_private(scheduler)
         job = self.job(scheduler, name, shape)
         submitting = asyncio.ensure_future(self._submit(job))
         try:
@@ -119,14 +117,8 @@ class JobLauncher:
                 await submitting
                 await JobWorker(self, job).close()
             raise
-        worker = JobWorker(self, job)
         logger.info("Worker %s is job %s of %s.", name, job.job_id, _SYSTEMS[self.system].name)
-        try:
-            await joined(scheduler, name, self.timeout, worker.ended())
-        except BaseException:
-            await worker.close()
-            raise
-        return worker
+        return JobWorker(self, job)
 
     def job(self, scheduler: str, name: str, shape: WorkerShape) -> Any:
         """Make the job of a worker, without submitting it.
@@ -200,7 +192,7 @@ class JobWorker:
         """Wait until the batch system says that the job is no more, and with what words; Slurm only."""
         if self._launcher.system != "slurm":
             await asyncio.Event().wait()
-        state = await self._launcher.queue.ended(self.job_id)
+        state = await _queue().ended(self.job_id)
         why = f"job {self.job_id} of {_SYSTEMS[self._launcher.system].name} ended: {state}"
         said = [line for line in (await self._log() or "").splitlines() if line.strip()]
         return f"{why}; the last line of its log: {said[-1].strip()}" if said else why
@@ -245,9 +237,9 @@ class JobWorker:
         if self._launcher.system == "slurm":
             try:
                 async with asyncio.timeout(STOP_TIMEOUT):
-                    await self._launcher.queue.ended(self.job_id, stopping=True)
+                    await _queue().ended(self.job_id, stopping=True)
             except TimeoutError:
-                logger.warning("Job %s of Slurm is still there, though it was cancelled.", self.job_id)
+                logger.warning("Job %s of Slurm is still there a minute after scancel.", self.job_id)
 
 
 def _end(path: Path) -> str:
@@ -302,6 +294,14 @@ class _Queue:
                         future.set_result(state)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), POLL_STOPPING if self._stopping else POLL)
+
+
+_queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
+
+
+def _queue() -> _Queue:
+    """Get the view of the queue that all pools of this event loop share."""
+    return _queues.setdefault(asyncio.get_running_loop(), _Queue())
 
 
 async def _states(jobs: set[str]) -> dict[str, str] | None:
@@ -412,9 +412,7 @@ class _JobOptions(LauncherOptions):
             for key, value in given.items()
             if value is not None
         }
-        return JobLauncher(
-            self.system, job_class, {**self.unless_said, **arguments}, self.options, workers.timeout
-        )
+        return JobLauncher(self.system, job_class, {**self.unless_said, **arguments}, self.options)
 
 
 class _DirectiveOptions(_JobOptions):

@@ -6,17 +6,23 @@ For launchers to use. It knows the scheduler's address and nothing of how the wo
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 from distributed import Security
 from distributed.core import rpc
 
 from dask_pools.cluster.launchers import WorkerShape
+from dask_pools.errors import UnsupportedSettingError
+from dask_pools.sites.addresses import is_loopback
 
-__all__ = ["joined", "worker_command"]
+__all__ = ["check_private", "joined", "tls_options", "worker_command"]
 
-# Seconds between two looks at who has joined: soon at first, and rarely for those that wait in a queue.
+_UNIQUE_LOCAL = ipaddress.ip_network("fc00::/7")
+
+# Seconds between two looks at who has joined: soon at first, and rarely for those that take long.
 POLL, POLL_AT_MOST = 0.05, 2.0
 
 
@@ -57,7 +63,42 @@ def worker_command(
     ]
 
 
-async def joined(scheduler: str, name: str, timeout: float | None, ended: Awaitable[str]) -> None:
+def check_private(scheduler: str) -> None:
+    """Refuse a scheduler that workers would have to reach without encryption from other machines.
+
+    Raises
+    ------
+    UnsupportedSettingError
+        If its address is one of ``tcp://`` that is neither of this machine nor of a mesh.
+    """
+    url = urlsplit(scheduler)
+    host = url.hostname or ""
+    with suppress(ValueError):
+        # Unique local addresses: those of a mesh, which encrypts by itself.
+        if ipaddress.ip_address(host) in _UNIQUE_LOCAL:
+            return
+    if url.scheme == "tcp" and not is_loopback(host):
+        raise UnsupportedSettingError(
+            f"the scheduler at {scheduler} would speak to other machines without encryption, and whoever "
+            "reaches it could run code there. Make it with protocol='tls' and security=Security(), after "
+            "setting distributed.comm.tls in Dask's configuration"
+        )
+
+
+def tls_options(scheduler: str) -> list[str]:
+    """Options of ``dask worker`` for a scheduler with TLS: files, by Dask's settings here."""
+    if not scheduler.startswith("tls://"):
+        return []
+    files = Security().get_tls_config_for_role("worker")
+    return [
+        word
+        for key in ("ca_file", "cert", "key")
+        if files.get(key)
+        for word in (f"--tls-{key.replace('_', '-')}", files[key])
+    ]
+
+
+async def joined(scheduler: str, name: str, timeout: float, ended: Awaitable[str]) -> None:
     """Wait until a worker has joined the scheduler.
 
     Parameters
@@ -66,8 +107,8 @@ async def joined(scheduler: str, name: str, timeout: float | None, ended: Awaita
         Address of the scheduler.
     name : str
         Of the worker.
-    timeout : float or None
-        Seconds to wait at most; None for no limit.
+    timeout : float
+        Seconds to wait at most.
     ended : awaitable of str
         Completes if the worker will not come, saying why; cancelled when it has come.
 
