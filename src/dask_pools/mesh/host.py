@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two looks at the interface, and after which the way to a peer is measured again.
 LOOK, MEASURE_AGAIN = 1.0, 60.0
+# Seconds that what a killed process had started may need to end.
+CARRY_ON = 5.0
 # A handshake that is older than this is not followed by any more: WireGuard drops the session.
 SESSION = 180.0
 # Of the rules that keep what others send each other inside the mesh.
@@ -202,7 +204,10 @@ class HostMesh:
             carrying_on = bool(self._saved.port)
             try:
                 key = self._key()
-                self._save(port=free_port(self._saved.port or self.router.port))
+                # What a process that was killed has left, and its port with it.
+                self._interface.delete()
+                patience = CARRY_ON if carrying_on else 0
+                self._save(port=free_port(self._saved.port or self.router.port, patience))
                 self._make()
                 offer = Offer(self.router.site, public_key(key), self._saved.port)
             except BaseException:

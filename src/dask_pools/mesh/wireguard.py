@@ -103,17 +103,31 @@ def public_key(private: str) -> str:
     return run(["wg", "pubkey"], private + "\n").strip()
 
 
-def free_port(wanted: int | None) -> int:
+def free_port(wanted: int | None, patience: float = 0) -> int:
     """Get a UDP port that nobody on this host has: the one that is wanted, or any.
+
+    Parameters
+    ----------
+    wanted : int or None
+    patience : float
+        Seconds to wait for whoever has it to leave.
 
     Raises
     ------
     MeshError
         If somebody has it.
     """
+    deadline = time.monotonic() + patience
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         try:
-            one.bind(("", wanted or 0))
+            while True:
+                try:
+                    one.bind(("", wanted or 0))
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise
+                time.sleep(0.05)
         except OSError as error:
             raise MeshError(
                 f"UDP port {wanted} of {socket.gethostname()} cannot be used: {error.strerror}. Is the mesh "
@@ -170,9 +184,6 @@ class Interface:
         MeshError
             If neither can; the message says why, and what to do.
         """
-        if self._process is None:
-            with suppress(MeshError):  # what a killed process has left behind
-                run(["ip", "link", "delete", "dev", self.name])
         try:
             run(["ip", "link", "add", "dev", self.name, "type", "wireguard"])
         except MeshError as error:
