@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -111,6 +111,13 @@ class _Saved:
     """By public key."""
     mtus: dict[str, int] = field(default_factory=dict)
     """By site."""
+    guests: tuple[Peer, ...] = ()
+    """Workers of this site with networks of their own; their offers are among the others."""
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """Everybody with whom there is a tunnel."""
+        return (*self.router.peers, *self.guests)
 
 
 _SAVED = TypeAdapter(_Saved)
@@ -246,14 +253,17 @@ class HostMesh:
             for key in (preshared or {}).values():
                 if not valid_key(key):
                     raise MeshError("A pre-shared key is no such key; `wg genpsk` makes one.")
+            self._look()  # it may have died just now
             had = self._saved
             self._preshared = dict(preshared or {})
             self._write_secret("preshared.json", _SECRETS.dump_json(self._preshared).decode())
             offered = {offer.site: offer for offer in offers}
             known = tuple(offered[peer.name] for peer in router.peers if peer.name in offered)
+            guests = {peer.name for peer in had.guests}
+            known += tuple(offer for offer in had.offers if offer.site in guests)
             self._save(router=router, offers=known)
             self._configure(fresh=False)
-            self._route(had.router)
+            self._route(had)
 
     def wait(self, timeout: float) -> None:
         """Wait until every peer has shaken hands.
@@ -289,7 +299,7 @@ class HostMesh:
             since = self._since_handshakes()
             keys = {offer.site: offer.public_key for offer in saved.offers}
             peers = []
-            for peer in saved.router.peers:
+            for peer in saved.peers:
                 key = keys.get(peer.name, "")
                 received, sent = transferred.get(key, (0, 0))
                 mtu = saved.mtus.get(peer.name)
@@ -327,8 +337,9 @@ class HostMesh:
                     f"{address} is no address of site {self.router.site!r}: {self.router.network}."
                 )
             if address not in self._addresses:
-                self._addresses.append(address)
+                self._look()
                 self._give(address)
+                self._addresses.append(address)
 
     def remove_address(self, address: IPv6Address) -> None:
         """Take such an address away again."""
@@ -336,6 +347,52 @@ class HostMesh:
             if address in self._addresses:
                 self._addresses.remove(address)
                 run(["ip", "-6", "address", "delete", f"{address}/128", "dev", self.router.interface])
+
+    def admit(self, guest: Offer, address: IPv6Address) -> None:
+        """Let in a worker of this site that has a network of its own, such as a container (`Plan.guest`).
+
+        Parameters
+        ----------
+        guest : Offer
+            Its own; `site` is a name for it that is no site's.
+        address : IPv6Address
+            Its own, of this site.
+
+        Raises
+        ------
+        MeshError
+            If it is not of this site, or the name is taken.
+        """
+        with self._lock:
+            self._look()
+            self._check_own(address)
+            if guest.site in {peer.name for peer in self._saved.peers}:
+                raise MeshError(f"There is a peer {guest.site!r} already at site {self.router.site!r}.")
+            peer = Peer(guest.site, None, address, (IPv6Network(address),))
+            self._save(guests=(*self._saved.guests, peer), offers=(*self._saved.offers, guest))
+            self._configure(fresh=False)
+            self._route(None)
+
+    def dismiss(self, name: str) -> None:
+        """Let a guest in no more. Nothing happens if it is not there."""
+        with self._lock:
+            self._look()
+            had = self._saved
+            self._save(
+                guests=tuple(peer for peer in had.guests if peer.name != name),
+                offers=tuple(
+                    offer
+                    for offer in had.offers
+                    if offer.site != name or name not in {peer.name for peer in had.guests}
+                ),
+            )
+            if self._saved != had:
+                self._configure(fresh=False)
+                self._route(had)
+
+    def _check_own(self, address: IPv6Address) -> None:
+        if address not in self.router.network:
+            raise MeshError(f"{address} is no address of site {self.router.site!r}: {self.router.network}.")
 
     def lower(self) -> None:
         """Take everything down and away: interface, routes, keys. Nothing happens a second time."""
@@ -424,7 +481,7 @@ class HostMesh:
         """Tell the interface its peers. One that is not fresh knows better where they are."""
         offers = {offer.site: offer for offer in self._saved.offers}
         tunnels = []
-        for peer in self.router.peers:
+        for peer in self._saved.peers:
             offer = offers.get(peer.name)
             if offer is None:
                 continue
@@ -439,12 +496,12 @@ class HostMesh:
             tunnels.append(Tunnel(offer.public_key, peer.allowed, endpoint, KEEPALIVE, preshared))
         self._interface.configure(self._key(), self._saved.port, tunnels)
 
-    def _route(self, had: Router | None) -> None:
+    def _route(self, had: _Saved | None) -> None:
         """Send to peers what is theirs, in packets that get there."""
         name = self.router.interface
         wanted = {
             network: self._saved.mtus.get(peer.name, SMALLEST)
-            for peer in self.router.peers
+            for peer in self._saved.peers
             for network in peer.allowed
         }
         for peer in had.peers if had else ():
@@ -455,9 +512,10 @@ class HostMesh:
         for network, mtu in wanted.items():
             source = ["src", str(self.router.address), "mtu", str(mtu)]
             run(["ip", "-6", "route", "replace", str(network), "dev", name, *source])
-        # What no site has goes nowhere, and not out by the default route.
-        run(["ip", "-6", "route", "replace", "unreachable", str(self.router.prefix)])
-        if self.router.forwards:
+        if self.router.prefix not in wanted:
+            # What no site has goes nowhere, and not out by the default route.
+            run(["ip", "-6", "route", "replace", "unreachable", str(self.router.prefix)])
+        if self.router.forwards or self._saved.guests:
             self._forward()
         elif self._ruled:
             self._unforward()
@@ -523,7 +581,7 @@ class HostMesh:
         now = time.monotonic()
         due = [
             peer
-            for peer in self.router.peers
+            for peer in self._saved.peers
             if peer.name not in self._measured or self._measured[peer.name] + MEASURE_AGAIN <= now
         ]
         if not due:
