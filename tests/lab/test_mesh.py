@@ -221,6 +221,14 @@ def test_a_worker_with_a_network_of_its_own_is_on_the_mesh_through_its_router(me
     assert eventually(lambda: "own0" not in host.run("ip", "link"))
 
 
+def test_a_host_is_of_one_site_only(meshed):
+    plan = meshed.plan.join(Site("dwd"))
+    with pytest.raises(
+        MeshError, match=f"ecmwf is on .* interface {meshed.interface('ecmwf')}.*control host of 'dwd'"
+    ):
+        meshed.hands["ecmwf"].call(raised, plan.router("dwd"))
+
+
 def test_two_clusters_on_the_same_hosts_do_not_know_each_other(meshed, network):
     with start_mesh(network, seed=2) as other:
         assert all_hear_all(other)

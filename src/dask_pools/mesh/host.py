@@ -213,6 +213,7 @@ class HostMesh:
                 key = self._key()
                 # What a process that was killed has left, and its port with it.
                 self._interface.delete()
+                self._check_alone()
                 patience = CARRY_ON if carrying_on else 0
                 self._save(port=free_port(self._saved.port or self.router.port, patience))
                 self._make()
@@ -436,6 +437,23 @@ class HostMesh:
                 f"Another process of {socket.gethostname()} has {self.router.interface} up."
             ) from None
         self._held = held
+
+    def _check_alone(self) -> None:
+        """Refuse a second site of the cluster on this host: routes would lead through either."""
+        try:
+            addresses = Path("/proc/net/if_inet6").read_text().splitlines()
+        except OSError:
+            raise MeshError(
+                f"{socket.gethostname()} has no IPv6, which the mesh uses inside, whatever is used outside. "
+                "`modprobe ipv6`, or start the kernel without ipv6.disable=1."
+            ) from None
+        for line in addresses:
+            number, *_, interface = line.split()
+            if IPv6Address(int(number, 16)) in self.router.prefix:
+                raise MeshError(
+                    f"{socket.gethostname()} is on this cluster's mesh already, by interface {interface}, so "
+                    f"it cannot be the control host of {self.router.site!r} too. A host can be of one site."
+                )
 
     def _key(self) -> str:
         """Get the private key; make it if there is none."""
