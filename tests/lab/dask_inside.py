@@ -44,6 +44,7 @@ def _start(command: str, *arguments: str) -> None:
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", f"distributed.cli.{command}", *arguments],
         stdin=subprocess.DEVNULL,
+        env={**os.environ, "DASK_LOGGING__DISTRIBUTED": "error"},
     )
     _processes.append(process)
 

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 
 from dask_pools.errors import MeshError
 from dask_pools.mesh.plan import KEEPALIVE, Peer, Router
-from dask_pools.mesh.probe import LARGEST, SMALLEST, largest_packet
+from dask_pools.mesh.probe import LARGEST, SIZES, SMALLEST, largest_packet
 from dask_pools.mesh.wireguard import (
     Interface,
     Kind,
@@ -34,6 +34,7 @@ from dask_pools.mesh.wireguard import (
     make_key,
     public_key,
     resolve,
+    room,
     run,
     valid_key,
 )
@@ -605,11 +606,15 @@ class HostMesh:
         if not due:
             return
         connected = self._connected()
+        keys = {offer.site: offer.public_key for offer in self._saved.offers}
         for peer in due:
-            if peer.name not in connected or self._ending.is_set():
+            endpoint = self._saved.endpoints.get(keys.get(peer.name, ""))
+            if peer.name not in connected or endpoint is None or self._ending.is_set():
                 continue
             try:
-                mtu = largest_packet(peer.address, self.router.address)
+                most = max(room(endpoint), SMALLEST)
+                sizes = [size for size in SIZES if size <= most]
+                mtu = largest_packet(peer.address, self.router.address, sizes)
             except OSError:
                 continue  # the interface went down
             if mtu is None:

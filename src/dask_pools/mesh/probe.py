@@ -20,14 +20,14 @@ from ipaddress import IPv6Address
 
 __all__ = ["LARGEST", "SIZES", "SMALLEST", "largest_packet"]
 
-LARGEST = 1420
-"""Of 1500 bytes on the link, an outer packet of IPv6 leaves 1420."""
+LARGEST = 1440
+"""Of 1500 bytes on the link, WireGuard leaves 1440 where the outer packet is of IPv4."""
 
 SMALLEST = 1280
 """What IPv6 needs, and what is used where nothing larger is known to pass."""
 
-SIZES = (LARGEST, *range(1408, SMALLEST - 1, -16))
-"""WireGuard fills packets up to multiples of 16 bytes, but not beyond the size that the interface takes."""
+SIZES = tuple(range(LARGEST, SMALLEST - 1, -16))
+"""WireGuard fills packets up to multiples of 16 bytes."""
 
 _ECHO_REQUEST, _ECHO_REPLY = 128, 129
 _HEADERS = 40 + 8
