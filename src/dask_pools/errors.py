@@ -14,14 +14,17 @@ __all__ = [
     "DataCentresError",
     "DataChangedError",
     "EntryError",
+    "HostKeyError",
     "MeshError",
     "MisplacedTaskError",
     "MixedPoolsError",
     "PoolUnavailableError",
     "PoolsError",
     "ResidencyError",
+    "SiteError",
     "TransferBudgetError",
     "UnlocatedError",
+    "UnreadableError",
     "UnsupportedSettingError",
     "VersionMismatchError",
 ]
@@ -73,6 +76,25 @@ class DataChangedError(PoolsError):
             f"{self.chunk} of {self.entry} cannot be read: version {self.expected} was opened, version "
             f"{self.found} is there now. Open the entry again."
         )
+
+
+class UnreadableError(PoolsError):
+    """A chunk could not be had from the store that holds it, which refused, broke off or did not answer.
+
+    What the libraries raise then may have credentials in it, and often does not survive the way to the user.
+
+    Attributes
+    ----------
+    entry, chunk, reason : str
+        What it is of, which part, and what happened, without secrets.
+    """
+
+    def __init__(self, entry: str, chunk: str, reason: str) -> None:
+        super().__init__(entry, chunk, reason)
+        self.entry, self.chunk, self.reason = entry, chunk, reason
+
+    def __str__(self) -> str:
+        return f"{self.chunk} of {self.entry} cannot be read: {self.reason.rstrip('.')}."
 
 
 class PoolUnavailableError(PoolsError):
@@ -198,6 +220,46 @@ class VersionMismatchError(PoolsError):
             f"The client has intake-pools {self.version}, but these have not: {hosts}. "
             f"On each of them: pip install intake-pools=={self.version}"
         )
+
+
+class SiteError(PoolsError):
+    """Something did not work at the control host of a site.
+
+    Attributes
+    ----------
+    host, step, reason : str
+        Where, what was being done, why that failed and what to do.
+    command : str
+        What was run there, or nothing.
+    said : str
+        The last lines that the command wrote.
+    """
+
+    def __init__(self, host: str, step: str, reason: str, command: str = "", said: str = "") -> None:
+        super().__init__(host, step, reason, command, said)
+        self.host, self.step, self.reason, self.command, self.said = host, step, reason, command, said
+
+    def __str__(self) -> str:
+        command = f"\nCommand: {self.command}" if self.command else ""
+        said = (
+            "\nIt said:\n" + "\n".join(f"    {line}" for line in self.said.splitlines()) if self.said else ""
+        )
+        return f"Control host {self.host}, {self.step}: {self.reason.rstrip('.')}.{command}{said}"
+
+
+class HostKeyError(SiteError):
+    """A control host showed a key that is not known to be its own; nothing was sent to it.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Of the key that it showed, as `ssh` writes it.
+    """
+
+    def __init__(self, host: str, step: str, reason: str, fingerprint: str) -> None:
+        super().__init__(host, step, reason)
+        self.args = (host, step, reason, fingerprint)
+        self.fingerprint = fingerprint
 
 
 class MeshError(PoolsError):

@@ -104,11 +104,17 @@ class SiteSection(OnNetwork):
         Who logs in there; None leaves it to the configuration of `ssh`.
     port : int or None
         TCP port of SSH; None leaves it to the configuration of `ssh`.
+    dask : str
+        Command that runs Dask there; its path, where SSH logins do not find it.
+    directory : str or None
+        Where the agent of a cluster keeps its files there; None for the directory for temporary files.
     """
 
     host: str
     user: str | None = None
     port: Port | None = None
+    dask: Annotated[str, Field(min_length=1)] = "dask"
+    directory: Annotated[str, Field(pattern="^/")] | None = None
 
     @field_validator("host")
     @classmethod
