@@ -343,8 +343,9 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
         driver = self.driver()
         try:
             copies = self._arguments(given)
-            for args, _ in copies:
-                refuse_options(args)
+            if not self._home.allow_code:
+                for args, _ in copies:
+                    refuse_options(args)
         except EntryError as error:
             raise self._wrong(str(error)) from None
         if isinstance(driver, str):

@@ -114,8 +114,9 @@ class DataCentre(BaseModel):
     regions: tuple[str, ...] = ()
     parameters: dict[str, str] = Field(default_factory=dict)
     residency: Literal["stay"] | None = None
-    workers: Annotated[Workers | None, PlainValidator(parse_workers)] = None
     site: SiteSection | None = None
+    # Left out where rules are written down, as where they are pickled.
+    workers: Annotated[Workers | None, PlainValidator(parse_workers)] = Field(default=None, exclude=True)
 
     def __getstate__(self) -> dict[Any, Any]:
         """Get what is pickled: rules travel with graphs, and what is said about workers may be secret."""

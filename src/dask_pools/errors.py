@@ -24,6 +24,7 @@ __all__ = [
     "SiteError",
     "TransferBudgetError",
     "UnlocatedError",
+    "UnreadableError",
     "UnsupportedSettingError",
     "VersionMismatchError",
 ]
@@ -75,6 +76,25 @@ class DataChangedError(PoolsError):
             f"{self.chunk} of {self.entry} cannot be read: version {self.expected} was opened, version "
             f"{self.found} is there now. Open the entry again."
         )
+
+
+class UnreadableError(PoolsError):
+    """A chunk could not be had from the store that holds it, which refused, broke off or did not answer.
+
+    What the libraries raise then may have credentials in it, and often does not survive the way to the user.
+
+    Attributes
+    ----------
+    entry, chunk, reason : str
+        What it is of, which part, and what happened, without secrets.
+    """
+
+    def __init__(self, entry: str, chunk: str, reason: str) -> None:
+        super().__init__(entry, chunk, reason)
+        self.entry, self.chunk, self.reason = entry, chunk, reason
+
+    def __str__(self) -> str:
+        return f"{self.chunk} of {self.entry} cannot be read: {self.reason.rstrip('.')}."
 
 
 class PoolUnavailableError(PoolsError):

@@ -24,7 +24,7 @@ from dask.typing import Key
 from distributed import Client, default_client
 
 import dask_pools
-from dask_pools import dask_internals, frames, pins, scheduler, targets
+from dask_pools import dask_internals, frames, pins, provision, scheduler, targets
 from dask_pools.config import propagating, transfer_budget
 from dask_pools.errors import (
     PoolsError,
@@ -320,4 +320,5 @@ async def connect_async(client: Client) -> None:
     if found:
         raise VersionMismatchError(found, own)
     await client.run_on_scheduler(scheduler.install_here)
+    provision.watch(client)
     _connected[client] = client.scheduler.address

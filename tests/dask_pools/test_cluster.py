@@ -171,11 +171,6 @@ def test_scale_to_less_than_nothing_is_refused(pools: LocalPools) -> None:
         pools.scale("ecmwf", -1)
 
 
-def test_adapt_says_what_to_do_instead(pools: LocalPools) -> None:
-    with pytest.raises(NotImplementedError, match="scale"):
-        pools.adapt(maximum=3)
-
-
 @pytest.mark.parametrize("name", ["", "a b", "a@b", "é", ".."])
 def test_an_odd_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"cannot be the name"):

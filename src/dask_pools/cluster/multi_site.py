@@ -190,11 +190,11 @@ class MultiSiteCluster(PoolCluster):
     # Losing
 
     def _site_lost(self, site: Site, reason: str) -> None:
-        losing = asyncio.ensure_future(self._lose(site, reason))
+        losing = asyncio.ensure_future(self._lose_site(site, reason))
         self._losing.add(losing)
         losing.add_done_callback(self._losing.discard)
 
-    async def _lose(self, site: Site, reason: str) -> None:
+    async def _lose_site(self, site: Site, reason: str) -> None:
         """Give up the workers of a site, for which Dask itself would wait as long as an outage may last."""
         pool = site.name
         self.failures[pool] = reason

@@ -44,6 +44,10 @@ class PoolSpec:
     """Whether workers come as soon as they are wanted, after somebody has been asked, or never by themselves;
     what `PoolCluster.scale` says counts in each case."""
 
+    askers: tuple[str, ...] | None = None
+    """Names of the users who may ask for it when it has no workers; None for whoever is connected. They say
+    who they are themselves: this keeps order among colleagues, and nobody out."""
+
     max_hours: float | None = None
     """Hours that its workers may run in all, added up, while the cluster lives; then they stop. None for no
     limit."""
