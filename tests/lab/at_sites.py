@@ -34,6 +34,20 @@ data_centres:
     workers: {launcher: host, minimum: 1, threads: 2}
 """
 
+MESH = """
+network: mesh
+data_centres:
+  ecmwf:
+    prefixes: [/srv/data/ecmwf/]
+    site: {host: ecmwf, reach: open}
+    workers: {launcher: host, minimum: 1}
+  eumetsat:
+    prefixes: [/srv/data/eumetsat/]
+    site: {host: eumetsat, user: scientist}
+    workers: {launcher: host, minimum: 1, threads: 2}
+"""
+"""The scheduler and eumetsat only go out, and meet at ecmwf; at eumetsat there is no root."""
+
 CATALOGUE = """
 metadata: {data_centres_file: data-centres.yaml}
 sources:

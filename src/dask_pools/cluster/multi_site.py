@@ -1,7 +1,7 @@
 """A cluster across data centres: the scheduler here, workers at control hosts that are reached over SSH.
 
-It connects with the sites of a data-centres file, makes the certificates by which scheduler and workers trust
-each other, and starts the workers through the sites' agents. A site that fails does not stop the others.
+It connects with the sites of a data-centres file, has them joined by a network of the cluster's own, and
+starts the workers through the sites' agents. A site that fails does not stop the others.
 Whether a site is lost is decided by heartbeats between this process and the site's agent; Dask's own
 time-outs are set above an outage, so that workers that are only cut off for a while are not given up.
 """
@@ -26,8 +26,8 @@ from dask_pools.cluster.pool_cluster import PoolCluster
 from dask_pools.cluster.pool_spec import pool_specs
 from dask_pools.cluster.scheduler_process import scheduler_spec
 from dask_pools.data_centres import DataCentres
-from dask_pools.errors import DataCentresError, PoolsError, UnsupportedSettingError
-from dask_pools.sites.networks import Network, TlsNetwork
+from dask_pools.errors import DataCentresError, PoolsError
+from dask_pools.sites.networks import MeshNetwork, Network, TlsNetwork
 from dask_pools.sites.site import Patience, Site
 from dask_pools.sites.ssh import ControlHost
 
@@ -45,11 +45,12 @@ class MultiSiteCluster(PoolCluster):
     Parameters
     ----------
     given : path or DataCentres
-        A data-centres file with ``network: tls``: scheduler and workers reach each other directly, and
-        everything between them is encrypted, with certificates made for this cluster.
+        A data-centres file. With ``network: mesh`` a private network is made for the cluster, for which this
+        machine has to be allowed to make one (`dask_pools.mesh`); with ``network: tls`` scheduler and workers
+        reach each other directly, and encrypt, with certificates made for this cluster.
     host : str, optional
-        Address of this machine that the sites reach the scheduler at; by default the one from which the
-        first control host was reached.
+        With ``network: tls``, address of this machine that the sites reach the scheduler at; by default the
+        one from which the first control host was reached.
     patience : Patience, optional
         How long a site may be silent before it is lost.
     ssh_config : path, optional
@@ -73,8 +74,8 @@ class MultiSiteCluster(PoolCluster):
     ------
     DataCentresError
         If the file is wrong, or has no pool at a site.
-    UnsupportedSettingError
-        If what goes between the sites would not be encrypted.
+    MeshError, PlanError
+        If the mesh cannot be made.
     HostKeyError, SiteError, VersionMismatchError
         If no site at all can be reached.
 
@@ -97,14 +98,11 @@ class MultiSiteCluster(PoolCluster):
         **kwargs: Any,
     ) -> None:
         known = data_centres.load(given)
-        if known.network != "tls":
-            raise UnsupportedSettingError(
-                f"{known.origin} asks for `network: {known.network}`, which cannot be made yet. Where the "
-                "sites and this machine reach each other directly, set `network: tls`."
-            )
         at_sites = _at_sites(known)
         self._patience = patience or Patience()
-        self._network: Network = TlsNetwork(host)
+        self._network: Network = (
+            TlsNetwork(host) if known.network == "tls" else MeshNetwork(known, list(at_sites))
+        )
         self._connected = False
         self._losing: set[asyncio.Future[None]] = set()
         self.failures: dict[str, str] = {}
@@ -150,6 +148,7 @@ class MultiSiteCluster(PoolCluster):
                 on_lost=self._site_lost,
             )
             site.prepare = self._network.prepare
+            site.attach_options = self._network.attach_options(name)
         return sites
 
     # Starting
