@@ -14,6 +14,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from dask_pools.cluster.pool_cluster import PoolCluster
 from dask_pools.cluster.pool_spec import pool_specs
 from dask_pools.cluster.scheduler_process import scheduler_spec
 from dask_pools.data_centres import DataCentres
-from dask_pools.errors import DataCentresError, PoolsError
+from dask_pools.errors import DataCentresError, PoolsError, PoolUnavailableError
 from dask_pools.sites.networks import MeshNetwork, Network, TlsNetwork
 from dask_pools.sites.site import Patience, Site
 from dask_pools.sites.ssh import ControlHost
@@ -67,8 +68,6 @@ class MultiSiteCluster(PoolCluster):
     Attributes
     ----------
     sites : dict of str to Site
-    failures : dict of str to str
-        Why pools have fewer workers than they should, by pool.
 
     Raises
     ------
@@ -105,7 +104,6 @@ class MultiSiteCluster(PoolCluster):
         )
         self._connected = False
         self._losing: set[asyncio.Future[None]] = set()
-        self.failures: dict[str, str] = {}
         config = os.fspath(ssh_config) if ssh_config is not None else None
         self.sites = self._sites_of(known, list(at_sites), config)
         launchers = {name: options.at(self.sites[name]) for name, options in at_sites.items()}
@@ -125,8 +123,11 @@ class MultiSiteCluster(PoolCluster):
             )
         except BaseException:
             self._put_back()
-            # Dask would leave its thread, and try to close at the end of the program what never began.
             if not asynchronous and getattr(self, "status", None) != Status.closed:
+                # Also after Ctrl-C, which leaves what was begun to go on in Dask's thread.
+                with suppress(Exception):
+                    self.sync(self._leave_sites, callback_timeout=60)
+                # Dask would leave that thread, and at the end of the program close what never began.
                 self.status = Status.closed
                 self._loop_runner.stop()
             raise
@@ -151,6 +152,15 @@ class MultiSiteCluster(PoolCluster):
             site.attach_options = self._network.attach_options(name)
         return sites
 
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why pools have no workers although they should, by pool."""
+        return {
+            pool: standing.reason
+            for pool, standing in self._standings.items()
+            if standing.reason is not None and (standing.failed is not None or not self.pools[pool])
+        }
+
     # Starting
 
     async def _start(self) -> None:
@@ -159,11 +169,13 @@ class MultiSiteCluster(PoolCluster):
             await self._connect()
         await super()._start()
         if first and self.status == Status.running:
+            failures = self.failures
             for pool, count in self._at_start.items():
-                if pool not in self.failures:
+                if pool not in failures:
                     self._plan(pool, count)
-            await self._correct_state_and_log()
-            self.failures |= {pool: reason for pool, (_, reason) in self._failures.items()}
+            # One site's workers that do not start are no reason to stop.
+            with suppress(PoolUnavailableError):
+                await self._correct_state()
 
     async def _connect(self) -> None:
         """Connect with all sites, side by side."""
@@ -183,30 +195,29 @@ class MultiSiteCluster(PoolCluster):
             raise
         for pool, error in wrong.items():
             logger.warning("Site %s: %s", pool, error)
-            self.failures[pool] = str(error)
-            self._failures[pool] = (time.monotonic(), str(error))
+            # Reported until somebody asks for workers of it.
+            self._standings[pool].reason = str(error)
+            self._standings[pool].failed = time.monotonic()
         self.scheduler_spec["options"] |= self._network.scheduler()
 
     # Losing
 
     def _site_lost(self, site: Site, reason: str) -> None:
-        losing = asyncio.ensure_future(self._lose_site(site, reason))
+        losing = asyncio.ensure_future(self._unregister(site.name))
         self._losing.add(losing)
         losing.add_done_callback(self._losing.discard)
 
-    async def _lose_site(self, site: Site, reason: str) -> None:
-        """Give up the workers of a site, for which Dask itself would wait as long as an outage may last."""
-        pool = site.name
-        self.failures[pool] = reason
-        self._failures[pool] = (time.monotonic(), reason)
+    async def _unregister(self, pool: str) -> None:
+        """Have the scheduler do without the workers of a site, which it would wait for during an outage.
+
+        That they have ended each of them knows from its site.
+        """
         if self.status != Status.running:
             return
         known = (await self.scheduler_comm.identity(n_workers=-1))["workers"]
         for address, worker in known.items():
             if pins.resource(pool) in worker["resources"]:
                 await self.scheduler_comm.unregister(address=address, stimulus_id=f"site-lost-{uuid.uuid4()}")
-        self._plan(pool, 0)
-        await self._correct_state_and_log()
 
     # Closing
 

@@ -155,6 +155,8 @@ def _start(home: Home, mesh: bool, udp_port: int | None) -> int:
     starting = os.fork()
     if starting == 0:
         _be_agent(home, inside, port)
+    # The lock is the agent's now, and would otherwise be this process's as well.
+    home.release()
     return starting
 
 
@@ -209,7 +211,8 @@ def _connect(home: Home, starting: int | None = None) -> socket.socket:
             return channel
         except OSError as error:
             channel.close()
-            if not home.in_use() and (starting is None or os.waitpid(starting, os.WNOHANG)[0]):
+            # In this order: while it is about to take the lock, a look at that might be in its way.
+            if (starting is None or os.waitpid(starting, os.WNOHANG)[0]) and not home.in_use():
                 said = _last_line(home)
                 raise HomeError(f"The agent ended as it started{': ' + said if said else ''}.") from None
             if time.monotonic() > deadline:

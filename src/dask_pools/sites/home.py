@@ -141,7 +141,8 @@ class Home:
             return self.make()
         self._lock = lock
         for left in self.path.iterdir():
-            if left.name != "lock":
+            # What is written down may be about to be read, or written by whoever starts this.
+            if left.name not in ("lock", "log"):
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         try:
             self.scratch.mkdir(mode=0o700)

@@ -384,7 +384,7 @@ class Site:
                 raise _Broken(reason)
             case protocol.Leaving(reason=reason):
                 raise _Gone(f"its agent has taken everything down: {reason}")
-            case protocol.Done() | protocol.Failed() | protocol.SigningRequest():
+            case protocol.Done() | protocol.Failed() | protocol.SigningRequest() | protocol.Offered():
                 asked = self._asked.get(report.number)
                 if asked is not None and not asked[1].done():
                     asked[1].set_result(report)
