@@ -8,7 +8,7 @@ TEST_ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lab lab bench lint typecheck clean venv
+.PHONY: help demo test test-lab lab bench bench-lab lint typecheck clean venv
 # A recipe that fails half-way must not leave its target behind, looking finished.
 .DELETE_ON_ERROR:
 
@@ -17,7 +17,8 @@ help:
 	@echo "make test       every test that needs no privileges (TEST_ARGS='-k pins')"
 	@echo "make test-lab   the tests with name spaces of their own (root; some also in user name spaces)"
 	@echo "make lab        three sites with a network between them, and a prompt at one (root)"
-	@echo "make bench      every benchmark; each prints a table"
+	@echo "make bench      every benchmark that needs no privileges; each prints a table"
+	@echo "make bench-lab  those on a network between sites (root)"
 	@echo "make lint       ruff"
 	@echo "make typecheck  mypy"
 	@echo "make venv       set up $(VENV) and nothing else"
@@ -37,8 +38,13 @@ test-lab: $(VENV)/.installed-dev
 lab: $(VENV)/.installed-dev
 	@$(BIN)/python tests/lab/prompt.py
 
-bench: $(VENV)/.installed-dev
-	@missed=; for benchmark in benchmarks/*.py; do \
+# Those that need the lab's network; `make bench` runs the others.
+LAB_BENCHMARKS := benchmarks/mesh.py
+
+bench: BENCHMARKS = $(filter-out $(LAB_BENCHMARKS),$(wildcard benchmarks/*.py))
+bench-lab: BENCHMARKS = $(LAB_BENCHMARKS)
+bench bench-lab: $(VENV)/.installed-dev
+	@missed=; for benchmark in $(BENCHMARKS); do \
 		echo "== $$benchmark"; $(BIN)/python "$$benchmark" || missed="$$missed $$benchmark"; echo; \
 	done; [ -z "$$missed" ] || { echo "Not as wanted:$$missed" >&2; exit 1; }
 

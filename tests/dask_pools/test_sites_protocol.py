@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_pools.cluster.launchers import WorkerShape
+from dask_pools.mesh.host import Offer
+from dask_pools.mesh.plan import Site, make_plan
 from dask_pools.sites import protocol
 from dask_pools.sites.protocol import (
     Lines,
@@ -36,6 +39,12 @@ SHAPES = st.builds(
 SETTINGS = st.dictionaries(
     TEXT, st.none() | st.booleans() | NUMBERS | TEXT | st.lists(TEXT, max_size=2), max_size=3
 )
+PLANS = st.integers(0, 2**64 - 1).map(
+    lambda seed: make_plan([Site("scheduler"), Site("ecmwf", "open", "ecmwf.int"), Site("eumetsat")], seed)
+)
+ROUTERS = st.builds(lambda plan, site: plan.router(site), PLANS, st.sampled_from(["ecmwf", "eumetsat"]))
+KEYS = st.binary(min_size=32, max_size=32).map(lambda key: base64.b64encode(key).decode())
+OFFERS = st.builds(Offer, site=NAMES, public_key=KEYS, port=st.integers(1, 65535))
 ORDERS = st.one_of(
     st.builds(
         protocol.Hello, version=TEXT, cluster=CLUSTERS, beat=SECONDS, lost_after=SECONDS, settings=SETTINGS
@@ -47,6 +56,14 @@ ORDERS = st.one_of(
     st.builds(protocol.StopWorker, number=NUMBERS, name=NAMES),
     st.builds(protocol.MakeKey, number=NUMBERS),
     st.builds(protocol.TrustKey, number=NUMBERS, certificate=TEXT, authority=TEXT),
+    st.builds(protocol.RaiseMesh, number=NUMBERS, router=ROUTERS),
+    st.builds(
+        protocol.JoinMesh,
+        number=NUMBERS,
+        router=ROUTERS,
+        offers=st.lists(OFFERS, max_size=2).map(tuple),
+        wait=st.none() | SECONDS,
+    ),
     st.builds(protocol.TakeDown, number=NUMBERS),
 )
 REPORTS = st.one_of(
@@ -65,6 +82,7 @@ REPORTS = st.one_of(
     ),
     st.builds(protocol.Done, number=NUMBERS),
     st.builds(protocol.SigningRequest, number=NUMBERS, request=TEXT),
+    st.builds(protocol.Offered, number=NUMBERS, offer=OFFERS),
     st.builds(protocol.Failed, number=NUMBERS, step=TEXT, reason=TEXT, command=TEXT, said=TEXT),
     st.builds(protocol.Ended, name=NAMES, reason=TEXT),
     st.builds(protocol.Refused, reason=TEXT, gone=st.booleans()),

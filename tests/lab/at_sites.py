@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from distributed import Client, Future
 
+from dask_pools.cluster import up as commands
 from dask_pools.cluster.multi_site import MultiSiteCluster
 from dask_pools.errors import PoolsError
 from dask_pools.pins import resource
@@ -33,6 +34,20 @@ data_centres:
     site: {host: eumetsat, user: scientist}
     workers: {launcher: host, minimum: 1, threads: 2}
 """
+
+MESH = """
+network: mesh
+data_centres:
+  ecmwf:
+    prefixes: [/srv/data/ecmwf/]
+    site: {host: ecmwf, reach: open}
+    workers: {launcher: host, minimum: 1}
+  eumetsat:
+    prefixes: [/srv/data/eumetsat/]
+    site: {host: eumetsat, user: scientist}
+    workers: {launcher: host, minimum: 1, threads: 2}
+"""
+"""The scheduler and eumetsat only go out, and meet at ecmwf; at eumetsat there is no root."""
 
 CATALOGUE = """
 metadata: {data_centres_file: data-centres.yaml}
@@ -57,12 +72,25 @@ def up(directory: str, text: str, lost_after: float) -> dict[str, Any]:
         "address": cluster.scheduler_address,
         "pools": cluster.pools,
         "failures": cluster.failures,
-        "agents": {name: site.welcome and site.welcome.pid for name, site in cluster.sites.items()},
+        "agents": agents(),
+    }
+
+
+def attach() -> dict[str, int]:
+    """Connect with the cluster that `dask pools up` keeps; how many workers each pool has."""
+    client = kept["client"] = commands.client()
+    return {
+        pool: sum(resource(pool) in one["resources"] for one in client.scheduler_info(-1)["workers"].values())
+        for pool in ("ecmwf", "eumetsat")
     }
 
 
 def pools() -> dict[str, list[str]]:
     return kept["cluster"].pools
+
+
+def agents() -> dict[str, int | None]:
+    return {name: site.welcome and site.welcome.pid for name, site in kept["cluster"].sites.items()}
 
 
 def states() -> dict[str, str]:

@@ -44,6 +44,7 @@ def _start(command: str, *arguments: str) -> None:
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", f"distributed.cli.{command}", *arguments],
         stdin=subprocess.DEVNULL,
+        env={**os.environ, "DASK_LOGGING__DISTRIBUTED": "error"},
     )
     _processes.append(process)
 
@@ -58,7 +59,7 @@ def stop() -> None:
 
 def where(scheduler: str, workers: int) -> dict[str, int]:
     """User identifiers of the workers, by name, when so many are there."""
-    with Client(scheduler, set_as_default=False) as client:
+    with Client(scheduler) as client:
         client.wait_for_workers(workers, timeout=60)
         names = {
             address: one["name"] for address, one in client.scheduler_info(n_workers=-1)["workers"].items()
@@ -68,7 +69,7 @@ def where(scheduler: str, workers: int) -> dict[str, int]:
 
 def transfer(scheduler: str, source: str, target: str, nbytes: int) -> float:
     """Seconds until a result of one worker is on another."""
-    with Client(scheduler, set_as_default=False) as client:
+    with Client(scheduler) as client:
         client.wait_for_workers(2, timeout=60)
         made = client.submit(os.urandom, nbytes, workers=[source], pure=False)
         wait(made)

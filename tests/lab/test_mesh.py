@@ -7,16 +7,28 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from meshes import Mesh, described_host, resumed, start_mesh
+from meshes import (
+    Mesh,
+    admitted,
+    described_host,
+    dismissed,
+    lowered,
+    raised,
+    resumed,
+    start_mesh,
+    updated,
+    waited,
+)
 from network import Network
 from rates import rate, send, serve
 
 from dask_pools.errors import MeshError
 from dask_pools.mesh.host import HostMesh, remove_leftovers
-from dask_pools.mesh.plan import Site, make_plan
+from dask_pools.mesh.plan import Endpoint, Site, make_plan
 from leftovers import eventually
 
 pytestmark = pytest.mark.lab
@@ -133,10 +145,7 @@ def test_a_relay_that_is_killed_and_started_again_is_back_within_ten_seconds(mes
     interface = meshed.interface("ecmwf")
     before = meshed.status("ecmwf")
     meshed.hands["ecmwf"].kill()
-    relay = meshed.network["ecmwf"]
-    assert eventually(lambda: interface not in relay.run("ip", "-brief", "link"))
-    assert not pings(meshed, "client", "eumetsat")
-    meshed.hands["ecmwf"] = relay.usual_hand
+    meshed.hands["ecmwf"] = meshed.network["ecmwf"].usual_hand
     meshed.hands["ecmwf"].call(resumed, interface)
     assert eventually(lambda: pings(meshed, "client", "eumetsat"), 10)
     assert meshed.status("ecmwf").port == before.port
@@ -169,6 +178,55 @@ def test_a_nat_that_forgets_its_connections_is_passed_again(meshed):
     assert eventually(lambda: pings(meshed, "client", "eumetsat"), 60)
     (after,) = [peer.endpoint for peer in meshed.status("ecmwf").peers if peer.site == "eumetsat"]
     assert after != before
+
+
+OWN_NETWORK = 'mount -t tmpfs own-run /run && mkdir /run/wireguard && ip link set lo up && exec "$@"'
+
+
+def test_a_worker_with_a_network_of_its_own_is_on_the_mesh_through_its_router(meshed):
+    host, interface = meshed.network["eumetsat"], meshed.interface("eumetsat")
+    hand = host.hand("unshare", "--net", "--mount", "sh", "-c", OWN_NETWORK, "sh")
+    host.run(
+        "ip",
+        "link",
+        "add",
+        "own0",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "own1",
+        "netns",
+        str(hand.call(os.getpid)),
+    )
+    host.run("ip", "-batch", "-", text="address add 172.30.0.1/24 dev own0\nlink set own0 up\n")
+    hand.call(subprocess.check_call, ["ip", "address", "add", "172.30.0.2/24", "dev", "own1"])
+    hand.call(subprocess.check_call, ["ip", "link", "set", "own1", "up"])
+    guest = meshed.plan.guest("eumetsat", 0, Endpoint("172.30.0.1", meshed.status("eumetsat").port))
+    offer = replace(hand.call(raised, guest), site="container")
+    meshed.hands["eumetsat"].call(admitted, interface, offer, guest.address)
+    hand.call(updated, guest, [meshed.offers["eumetsat"]])
+    hand.call(waited, guest.interface, 30)
+    for name in ("client", "ecmwf"):
+        assert rate(hand, meshed.hands[name], str(meshed.address(name)), 300_000) > 0
+        assert rate(meshed.hands[name], hand, str(guest.address), 300_000) > 0
+    meshed.tell()  # others are told something: the guest stays
+    assert rate(hand, meshed.hands["client"], str(meshed.address("client")), 10_000) > 0
+    meshed.hands["eumetsat"].call(dismissed, interface, "container")
+    assert str(guest.address) not in host.run("ip", "-6", "route")
+    with pytest.raises(subprocess.CalledProcessError):
+        host.run("ping", "-6", "-c1", "-W1", str(guest.address))
+    hand.call(lowered, guest.interface)
+    hand.close()
+    assert eventually(lambda: "own0" not in host.run("ip", "link"))
+
+
+def test_a_host_is_of_one_site_only(meshed):
+    plan = meshed.plan.join(Site("dwd"))
+    with pytest.raises(
+        MeshError, match=f"ecmwf is on .* interface {meshed.interface('ecmwf')}.*control host of 'dwd'"
+    ):
+        meshed.hands["ecmwf"].call(raised, plan.router("dwd"))
 
 
 def test_two_clusters_on_the_same_hosts_do_not_know_each_other(meshed, network):
@@ -238,8 +296,8 @@ def test_a_way_that_swallows_large_packets_is_found_in_each_direction(network):
 
             # 60 bytes of headers outside; WireGuard sends multiples of 16. The way out is wide.
             assert eventually(lambda: mtu("ecmwf", "eumetsat") == 1328)
-            assert eventually(lambda: mtu("eumetsat", "ecmwf") == 1420)
-            assert eventually(lambda: mtu("client", "ecmwf") == 1420)
+            assert eventually(lambda: mtu("eumetsat", "ecmwf") == 1440)
+            assert eventually(lambda: mtu("client", "ecmwf") == 1440)
             for source, target in [("client", "eumetsat"), ("eumetsat", "client"), ("ecmwf", "eumetsat")]:
                 carry(mesh, source, target)
     finally:
@@ -265,9 +323,19 @@ def hidden(path: str) -> None:
     subprocess.run(["mount", "--bind", "/dev/null", path], check=True)
 
 
+def full(directory: str) -> None:
+    """Put a full disk in the place of a directory, for this hand only."""
+    Path(directory).mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "full", directory], check=True)
+    Path(directory, "all").write_bytes(bytes(4096))
+
+
 def test_a_host_without_what_it_needs_says_so_and_leaves_nothing(network):
     host = network["ecmwf"]
     hand = host.hand("unshare", "--mount")
+    hand.call(full, "/run/dask-pools")
+    assert re.search(r"/key on ecmwf cannot be written: No space left on device", hand.call(tried))
+    hand.call(subprocess.check_call, ["umount", "/run/dask-pools"])
     hand.call(hidden, "/dev/net/tun")
     assert re.search("can make no WireGuard interface.*modprobe wireguard.*network: tls", hand.call(tried))
     hand.call(hidden, "/usr/bin/wg")

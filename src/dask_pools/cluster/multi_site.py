@@ -1,7 +1,7 @@
 """A cluster across data centres: the scheduler here, workers at control hosts that are reached over SSH.
 
-It connects with the sites of a data-centres file, makes the certificates by which scheduler and workers trust
-each other, and starts the workers through the sites' agents. A site that fails does not stop the others.
+It connects with the sites of a data-centres file, has them joined by a network of the cluster's own, and
+starts the workers through the sites' agents. A site that fails does not stop the others.
 Whether a site is lost is decided by heartbeats between this process and the site's agent; Dask's own
 time-outs are set above an outage, so that workers that are only cut off for a while are not given up.
 """
@@ -14,6 +14,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +27,8 @@ from dask_pools.cluster.pool_cluster import PoolCluster
 from dask_pools.cluster.pool_spec import pool_specs
 from dask_pools.cluster.scheduler_process import scheduler_spec
 from dask_pools.data_centres import DataCentres
-from dask_pools.errors import DataCentresError, PoolsError, UnsupportedSettingError
-from dask_pools.sites.networks import Network, TlsNetwork
+from dask_pools.errors import DataCentresError, PoolsError, PoolUnavailableError
+from dask_pools.sites.networks import MeshNetwork, Network, TlsNetwork
 from dask_pools.sites.site import Patience, Site
 from dask_pools.sites.ssh import ControlHost
 
@@ -45,11 +46,12 @@ class MultiSiteCluster(PoolCluster):
     Parameters
     ----------
     given : path or DataCentres
-        A data-centres file with ``network: tls``: scheduler and workers reach each other directly, and
-        everything between them is encrypted, with certificates made for this cluster.
+        A data-centres file. With ``network: mesh`` a private network is made for the cluster, for which this
+        machine has to be allowed to make one (`dask_pools.mesh`); with ``network: tls`` scheduler and workers
+        reach each other directly, and encrypt, with certificates made for this cluster.
     host : str, optional
-        Address of this machine that the sites reach the scheduler at; by default the one from which the
-        first control host was reached.
+        With ``network: tls``, address of this machine that the sites reach the scheduler at; by default the
+        one from which the first control host was reached.
     patience : Patience, optional
         How long a site may be silent before it is lost.
     ssh_config : path, optional
@@ -66,15 +68,13 @@ class MultiSiteCluster(PoolCluster):
     Attributes
     ----------
     sites : dict of str to Site
-    failures : dict of str to str
-        Why pools have fewer workers than they should, by pool.
 
     Raises
     ------
     DataCentresError
         If the file is wrong, or has no pool at a site.
-    UnsupportedSettingError
-        If what goes between the sites would not be encrypted.
+    MeshError, PlanError
+        If the mesh cannot be made.
     HostKeyError, SiteError, VersionMismatchError
         If no site at all can be reached.
 
@@ -97,17 +97,13 @@ class MultiSiteCluster(PoolCluster):
         **kwargs: Any,
     ) -> None:
         known = data_centres.load(given)
-        if known.network != "tls":
-            raise UnsupportedSettingError(
-                f"{known.origin} asks for `network: {known.network}`, which cannot be made yet. Where the "
-                "sites and this machine reach each other directly, set `network: tls`."
-            )
         at_sites = _at_sites(known)
         self._patience = patience or Patience()
-        self._network: Network = TlsNetwork(host)
+        self._network: Network = (
+            TlsNetwork(host) if known.network == "tls" else MeshNetwork(known, list(at_sites))
+        )
         self._connected = False
         self._losing: set[asyncio.Future[None]] = set()
-        self.failures: dict[str, str] = {}
         config = os.fspath(ssh_config) if ssh_config is not None else None
         self.sites = self._sites_of(known, list(at_sites), config)
         launchers = {name: options.at(self.sites[name]) for name, options in at_sites.items()}
@@ -127,8 +123,11 @@ class MultiSiteCluster(PoolCluster):
             )
         except BaseException:
             self._put_back()
-            # Dask would leave its thread, and try to close at the end of the program what never began.
             if not asynchronous and getattr(self, "status", None) != Status.closed:
+                # Also after Ctrl-C, which leaves what was begun to go on in Dask's thread.
+                with suppress(Exception):
+                    self.sync(self._leave_sites, callback_timeout=60)
+                # Dask would leave that thread, and at the end of the program close what never began.
                 self.status = Status.closed
                 self._loop_runner.stop()
             raise
@@ -150,7 +149,17 @@ class MultiSiteCluster(PoolCluster):
                 on_lost=self._site_lost,
             )
             site.prepare = self._network.prepare
+            site.attach_options = self._network.attach_options(name)
         return sites
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why pools have no workers although they should, by pool."""
+        return {
+            pool: standing.reason
+            for pool, standing in self._standings.items()
+            if standing.reason is not None and (standing.failed is not None or not self.pools[pool])
+        }
 
     # Starting
 
@@ -160,11 +169,13 @@ class MultiSiteCluster(PoolCluster):
             await self._connect()
         await super()._start()
         if first and self.status == Status.running:
+            failures = self.failures
             for pool, count in self._at_start.items():
-                if pool not in self.failures:
+                if pool not in failures:
                     self._plan(pool, count)
-            await self._correct_state_and_log()
-            self.failures |= {pool: reason for pool, (_, reason) in self._failures.items()}
+            # One site's workers that do not start are no reason to stop.
+            with suppress(PoolUnavailableError):
+                await self._correct_state()
 
     async def _connect(self) -> None:
         """Connect with all sites, side by side."""
@@ -184,30 +195,29 @@ class MultiSiteCluster(PoolCluster):
             raise
         for pool, error in wrong.items():
             logger.warning("Site %s: %s", pool, error)
-            self.failures[pool] = str(error)
-            self._failures[pool] = (time.monotonic(), str(error))
+            # Reported until somebody asks for workers of it.
+            self._standings[pool].reason = str(error)
+            self._standings[pool].failed = time.monotonic()
         self.scheduler_spec["options"] |= self._network.scheduler()
 
     # Losing
 
     def _site_lost(self, site: Site, reason: str) -> None:
-        losing = asyncio.ensure_future(self._lose_site(site, reason))
+        losing = asyncio.ensure_future(self._unregister(site.name))
         self._losing.add(losing)
         losing.add_done_callback(self._losing.discard)
 
-    async def _lose_site(self, site: Site, reason: str) -> None:
-        """Give up the workers of a site, for which Dask itself would wait as long as an outage may last."""
-        pool = site.name
-        self.failures[pool] = reason
-        self._failures[pool] = (time.monotonic(), reason)
+    async def _unregister(self, pool: str) -> None:
+        """Have the scheduler do without the workers of a site, which it would wait for during an outage.
+
+        That they have ended each of them knows from its site.
+        """
         if self.status != Status.running:
             return
         known = (await self.scheduler_comm.identity(n_workers=-1))["workers"]
         for address, worker in known.items():
             if pins.resource(pool) in worker["resources"]:
                 await self.scheduler_comm.unregister(address=address, stimulus_id=f"site-lost-{uuid.uuid4()}")
-        self._plan(pool, 0)
-        await self._correct_state_and_log()
 
     # Closing
 

@@ -18,14 +18,14 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from dask_pools.errors import MeshError
 from dask_pools.mesh.plan import KEEPALIVE, Peer, Router
-from dask_pools.mesh.probe import LARGEST, SMALLEST, largest_packet
+from dask_pools.mesh.probe import LARGEST, SIZES, SMALLEST, largest_packet
 from dask_pools.mesh.wireguard import (
     Interface,
     Kind,
@@ -34,6 +34,7 @@ from dask_pools.mesh.wireguard import (
     make_key,
     public_key,
     resolve,
+    room,
     run,
     valid_key,
 )
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two looks at the interface, and after which the way to a peer is measured again.
 LOOK, MEASURE_AGAIN = 1.0, 60.0
+# Seconds that what a killed process had started may need to end.
+CARRY_ON = 5.0
 # A handshake that is older than this is not followed by any more: WireGuard drops the session.
 SESSION = 180.0
 # Of the rules that keep what others send each other inside the mesh.
@@ -96,6 +99,8 @@ class Status:
     restarts: int
     """How often the interface had to be made again."""
     peers: tuple[PeerStatus, ...]
+    problem: str | None = None
+    """Why it cannot be kept up; None if it can."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,13 @@ class _Saved:
     """By public key."""
     mtus: dict[str, int] = field(default_factory=dict)
     """By site."""
+    guests: tuple[Peer, ...] = ()
+    """Workers of this site with networks of their own; their offers are among the others."""
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """Everybody with whom there is a tunnel."""
+        return (*self.router.peers, *self.guests)
 
 
 _SAVED = TypeAdapter(_Saved)
@@ -151,6 +163,7 @@ class HostMesh:
         self._watching: threading.Thread | None = None
         self._held: int | None = None
         self._restarts = 0
+        self._problem: str | None = None
         self._addresses: list[IPv6Address] = []
         self._measured: dict[str, float] = {}
         self._forwarding_before: str | None = None
@@ -202,7 +215,11 @@ class HostMesh:
             carrying_on = bool(self._saved.port)
             try:
                 key = self._key()
-                self._save(port=free_port(self._saved.port or self.router.port))
+                # What a process that was killed has left, and its port with it.
+                self._interface.delete()
+                self._check_alone()
+                patience = CARRY_ON if carrying_on else 0
+                self._save(port=free_port(self._saved.port or self.router.port, patience))
                 self._make()
                 offer = Offer(self.router.site, public_key(key), self._saved.port)
             except BaseException:
@@ -241,14 +258,17 @@ class HostMesh:
             for key in (preshared or {}).values():
                 if not valid_key(key):
                     raise MeshError("A pre-shared key is no such key; `wg genpsk` makes one.")
+            self._look()  # it may have died just now
             had = self._saved
             self._preshared = dict(preshared or {})
             self._write_secret("preshared.json", _SECRETS.dump_json(self._preshared).decode())
             offered = {offer.site: offer for offer in offers}
             known = tuple(offered[peer.name] for peer in router.peers if peer.name in offered)
+            guests = {peer.name for peer in had.guests}
+            known += tuple(offer for offer in had.offers if offer.site in guests)
             self._save(router=router, offers=known)
             self._configure(fresh=False)
-            self._route(had.router)
+            self._route(had)
 
     def wait(self, timeout: float) -> None:
         """Wait until every peer has shaken hands.
@@ -284,14 +304,22 @@ class HostMesh:
             since = self._since_handshakes()
             keys = {offer.site: offer.public_key for offer in saved.offers}
             peers = []
-            for peer in saved.router.peers:
+            for peer in saved.peers:
                 key = keys.get(peer.name, "")
                 received, sent = transferred.get(key, (0, 0))
                 mtu = saved.mtus.get(peer.name)
                 peers.append(
                     PeerStatus(peer.name, endpoints.get(key), since.get(peer.name), received, sent, mtu)
                 )
-            return Status(interface.name, interface.kind, up, saved.port, self._restarts, tuple(peers))
+            return Status(
+                interface.name,
+                interface.kind,
+                up,
+                saved.port,
+                self._restarts,
+                tuple(peers),
+                self._problem,
+            )
 
     def _since_handshakes(self) -> dict[str, float]:
         """Seconds since peers shook hands, of those that did."""
@@ -322,8 +350,9 @@ class HostMesh:
                     f"{address} is no address of site {self.router.site!r}: {self.router.network}."
                 )
             if address not in self._addresses:
-                self._addresses.append(address)
+                self._look()
                 self._give(address)
+                self._addresses.append(address)
 
     def remove_address(self, address: IPv6Address) -> None:
         """Take such an address away again."""
@@ -331,6 +360,52 @@ class HostMesh:
             if address in self._addresses:
                 self._addresses.remove(address)
                 run(["ip", "-6", "address", "delete", f"{address}/128", "dev", self.router.interface])
+
+    def admit(self, guest: Offer, address: IPv6Address) -> None:
+        """Let in a worker of this site that has a network of its own, such as a container (`Plan.guest`).
+
+        Parameters
+        ----------
+        guest : Offer
+            Its own; `site` is a name for it that is no site's.
+        address : IPv6Address
+            Its own, of this site.
+
+        Raises
+        ------
+        MeshError
+            If it is not of this site, or the name is taken.
+        """
+        with self._lock:
+            self._look()
+            self._check_own(address)
+            if guest.site in {peer.name for peer in self._saved.peers}:
+                raise MeshError(f"There is a peer {guest.site!r} already at site {self.router.site!r}.")
+            peer = Peer(guest.site, None, address, (IPv6Network(address),))
+            self._save(guests=(*self._saved.guests, peer), offers=(*self._saved.offers, guest))
+            self._configure(fresh=False)
+            self._route(None)
+
+    def dismiss(self, name: str) -> None:
+        """Let a guest in no more. Nothing happens if it is not there."""
+        with self._lock:
+            self._look()
+            had = self._saved
+            self._save(
+                guests=tuple(peer for peer in had.guests if peer.name != name),
+                offers=tuple(
+                    offer
+                    for offer in had.offers
+                    if offer.site != name or name not in {peer.name for peer in had.guests}
+                ),
+            )
+            if self._saved != had:
+                self._configure(fresh=False)
+                self._route(had)
+
+    def _check_own(self, address: IPv6Address) -> None:
+        if address not in self.router.network:
+            raise MeshError(f"{address} is no address of site {self.router.site!r}: {self.router.network}.")
 
     def lower(self) -> None:
         """Take everything down and away: interface, routes, keys. Nothing happens a second time."""
@@ -375,6 +450,23 @@ class HostMesh:
             ) from None
         self._held = held
 
+    def _check_alone(self) -> None:
+        """Refuse a second site of the cluster on this host: routes would lead through either."""
+        try:
+            addresses = Path("/proc/net/if_inet6").read_text().splitlines()
+        except OSError:
+            raise MeshError(
+                f"{socket.gethostname()} has no IPv6, which the mesh uses inside, whatever is used outside. "
+                "`modprobe ipv6`, or start the kernel without ipv6.disable=1."
+            ) from None
+        for line in addresses:
+            number, *_, interface = line.split()
+            if IPv6Address(int(number, 16)) in self.router.prefix:
+                raise MeshError(
+                    f"{socket.gethostname()} is on this cluster's mesh already, by interface {interface}, so "
+                    f"it cannot be the control host of {self.router.site!r} too. A host can be of one site."
+                )
+
     def _key(self) -> str:
         """Get the private key; make it if there is none."""
         path = self._directory / "key"
@@ -388,10 +480,15 @@ class HostMesh:
     def _write_secret(self, name: str, text: str) -> None:
         """Write a file that from its first byte on nobody else can read."""
         new = self._directory / f"{name}.new"
-        new.unlink(missing_ok=True)
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-        new.replace(self._directory / name)
+        try:
+            new.unlink(missing_ok=True)
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(text)
+            new.replace(self._directory / name)
+        except OSError as error:
+            raise MeshError(
+                f"{self._directory / name} on {socket.gethostname()} cannot be written: {error.strerror}."
+            ) from None
 
     def _save(self, **changes: object) -> None:
         self._saved = replace(self._saved, **changes)  # type: ignore[arg-type]
@@ -419,7 +516,7 @@ class HostMesh:
         """Tell the interface its peers. One that is not fresh knows better where they are."""
         offers = {offer.site: offer for offer in self._saved.offers}
         tunnels = []
-        for peer in self.router.peers:
+        for peer in self._saved.peers:
             offer = offers.get(peer.name)
             if offer is None:
                 continue
@@ -434,12 +531,12 @@ class HostMesh:
             tunnels.append(Tunnel(offer.public_key, peer.allowed, endpoint, KEEPALIVE, preshared))
         self._interface.configure(self._key(), self._saved.port, tunnels)
 
-    def _route(self, had: Router | None) -> None:
+    def _route(self, had: _Saved | None) -> None:
         """Send to peers what is theirs, in packets that get there."""
         name = self.router.interface
         wanted = {
             network: self._saved.mtus.get(peer.name, SMALLEST)
-            for peer in self.router.peers
+            for peer in self._saved.peers
             for network in peer.allowed
         }
         for peer in had.peers if had else ():
@@ -450,9 +547,10 @@ class HostMesh:
         for network, mtu in wanted.items():
             source = ["src", str(self.router.address), "mtu", str(mtu)]
             run(["ip", "-6", "route", "replace", str(network), "dev", name, *source])
-        # What no site has goes nowhere, and not out by the default route.
-        run(["ip", "-6", "route", "replace", "unreachable", str(self.router.prefix)])
-        if self.router.forwards:
+        if self.router.prefix not in wanted:
+            # What no site has goes nowhere, and not out by the default route.
+            run(["ip", "-6", "route", "replace", "unreachable", str(self.router.prefix)])
+        if self.router.forwards or self._saved.guests:
             self._forward()
         elif self._ruled:
             self._unforward()
@@ -495,9 +593,12 @@ class HostMesh:
             try:
                 self._look()
                 self._measure()
-            except MeshError as error:
-                # Whoever owns the mesh sees it in the status; the next look may find it mended.
-                logger.warning("Mesh of site %s: %s", self.router.site, error)
+                self._problem = None
+            except (MeshError, OSError) as error:
+                # The next look may find it mended, once there is room on a disk again, or memory.
+                if str(error) != self._problem:
+                    logger.warning("Mesh of site %s: %s", self.router.site, error)
+                self._problem = str(error)
 
     def _look(self) -> None:
         """Make the interface again if it is gone; else remember where peers are."""
@@ -518,17 +619,21 @@ class HostMesh:
         now = time.monotonic()
         due = [
             peer
-            for peer in self.router.peers
+            for peer in self._saved.peers
             if peer.name not in self._measured or self._measured[peer.name] + MEASURE_AGAIN <= now
         ]
         if not due:
             return
         connected = self._connected()
+        keys = {offer.site: offer.public_key for offer in self._saved.offers}
         for peer in due:
-            if peer.name not in connected or self._ending.is_set():
+            endpoint = self._saved.endpoints.get(keys.get(peer.name, ""))
+            if peer.name not in connected or endpoint is None or self._ending.is_set():
                 continue
             try:
-                mtu = largest_packet(peer.address, self.router.address)
+                most = max(room(endpoint), SMALLEST)
+                sizes = [size for size in SIZES if size <= most]
+                mtu = largest_packet(peer.address, self.router.address, sizes)
             except OSError:
                 continue  # the interface went down
             if mtu is None:

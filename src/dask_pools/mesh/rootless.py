@@ -96,6 +96,8 @@ def entry(udp_port: int | None = None) -> tuple[str, ...]:
     if udp_port is not None and udp_port < 1024:
         raise MeshError(f"{who} may not listen on UDP port {udp_port}: without root, state one above 1023.")
     command = (
+        # pasta of 2023 fails where SIGPIPE is ignored, as it is by Python and what that starts.
+        *("env", "--default-signal=PIPE"),
         *("pasta", "--config-net", "--foreground", "--quiet", "--no-map-gw"),
         # Nothing else comes in, and nothing of this host's own is reached from inside.
         *("--tcp-ports", "none", "--udp-ports", str(udp_port or "none")),

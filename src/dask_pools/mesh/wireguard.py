@@ -33,6 +33,7 @@ __all__ = [
     "make_key",
     "public_key",
     "resolve",
+    "room",
     "run",
     "valid_key",
 ]
@@ -103,17 +104,31 @@ def public_key(private: str) -> str:
     return run(["wg", "pubkey"], private + "\n").strip()
 
 
-def free_port(wanted: int | None) -> int:
+def free_port(wanted: int | None, patience: float = 0) -> int:
     """Get a UDP port that nobody on this host has: the one that is wanted, or any.
+
+    Parameters
+    ----------
+    wanted : int or None
+    patience : float
+        Seconds to wait for whoever has it to leave.
 
     Raises
     ------
     MeshError
         If somebody has it.
     """
+    deadline = time.monotonic() + patience
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         try:
-            one.bind(("", wanted or 0))
+            while True:
+                try:
+                    one.bind(("", wanted or 0))
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise
+                time.sleep(0.05)
         except OSError as error:
             raise MeshError(
                 f"UDP port {wanted} of {socket.gethostname()} cannot be used: {error.strerror}. Is the mesh "
@@ -147,6 +162,7 @@ class Interface:
         self.kind: Kind = "kernel"
         self._process: subprocess.Popen[bytes] | None = None
         self._said: deque[str] = deque(maxlen=20)
+        self._reader: threading.Thread | None = None
         # wireguard-go is to end when this process does. The system watches the *thread* that starts it, so
         # that thread has to live as long as the interface.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix=f"dask-pools-{name}")
@@ -170,9 +186,6 @@ class Interface:
         MeshError
             If neither can; the message says why, and what to do.
         """
-        if self._process is None:
-            with suppress(MeshError):  # what a killed process has left behind
-                run(["ip", "link", "delete", "dev", self.name])
         try:
             run(["ip", "link", "add", "dev", self.name, "type", "wireguard"])
         except MeshError as error:
@@ -204,7 +217,14 @@ class Interface:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.delete()
                 said = " ".join(line for line in self._said if line.isascii())  # not its frame of lines
-                raise MeshError(f"wireguard-go made no interface on {hostname}: {said or 'it said nothing'}.")
+                rights = (
+                    " Not being root, start what needs the mesh with `dask pools inside`, as in: dask pools "
+                    "inside python script.py"
+                )
+                raise MeshError(
+                    f"wireguard-go made no interface on {hostname}: {said or 'it said nothing'}."
+                    f"{rights * ('not permitted' in said)}"
+                )
             time.sleep(0.01)
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -215,8 +235,8 @@ class Interface:
                 command,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 # Ctrl-C is for whoever owns the mesh, who takes it down in order.
                 start_new_session=True,
             )
@@ -226,9 +246,9 @@ class Interface:
                 "wireguard-go is started with, is not installed."
             ) from None
         # It complains as long as there is no network; a pipe that nobody reads would stop it.
-        assert process.stderr is not None
-        reader = threading.Thread(target=self._listen, args=[process.stderr], daemon=True)
-        reader.start()
+        assert process.stdout is not None
+        self._reader = threading.Thread(target=self._listen, args=[process.stdout], daemon=True)
+        self._reader.start()
         return process
 
     def _listen(self, stream: IO[bytes]) -> None:
@@ -292,6 +312,8 @@ class Interface:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+            if self._reader is not None:
+                self._reader.join(5)
             Path("/run/wireguard", f"{self.name}.sock").unlink(missing_ok=True)
         with suppress(MeshError, OSError):
             socket.if_nametoindex(self.name)
@@ -301,6 +323,22 @@ class Interface:
         """Take it away for good."""
         self.delete()
         self._starter.shutdown()
+
+
+def room(endpoint: tuple[str, int]) -> int:
+    """Get the largest packet for which the outer one is not cut up on this host, on its way to an endpoint.
+
+    What the system knows of the way counts: the link, and what routers have said. Theirs may get lost.
+    """
+    # linux/in.h and linux/in6.h; the socket module does not have them.
+    family, level, option, headers = (
+        (socket.AF_INET6, socket.IPPROTO_IPV6, 24, 80)
+        if ":" in endpoint[0]
+        else (socket.AF_INET, socket.IPPROTO_IP, 14, 60)
+    )
+    with socket.socket(family, socket.SOCK_DGRAM) as one:
+        one.connect(endpoint)
+        return one.getsockopt(level, option) - headers
 
 
 def resolve(host: str, what: str) -> str:

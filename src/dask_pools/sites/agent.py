@@ -6,6 +6,8 @@ cluster attaches to it again through a socket that only this user can reach. Sho
 outright, its workers end with it (`dask_pools.cluster.tether`); ``dask pools site down`` removes the files
 that it leaves.
 
+Where the cluster has a mesh, it brings up this host's part of it, and gives each worker an address there.
+
 It knows nothing of SSH, nor of how workers are started.
 """
 
@@ -22,13 +24,17 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import IPv6Address
 from typing import Any
 
 import dask
 
 import dask_pools
 from dask_pools.cluster.launchers import LaunchedWorker, Launcher, WorkerShape
+from dask_pools.errors import MeshError
+from dask_pools.mesh.host import HostMesh
+from dask_pools.mesh.plan import WORKERS
 from dask_pools.sites import protocol
 from dask_pools.sites.addresses import check_scheduler
 from dask_pools.sites.home import Home
@@ -95,10 +101,20 @@ class Agent:
         How to start workers, by the names that the protocol has.
     address : str, optional
         Of this host, as the cluster reached it.
+    udp_port : int, optional
+        The UDP port that comes in to the name spaces which the agent is in, in place of the one that the plan
+        has.
     """
 
-    def __init__(self, home: Home, launchers: Mapping[str, MakeLauncher], address: str | None = None) -> None:
+    def __init__(
+        self,
+        home: Home,
+        launchers: Mapping[str, MakeLauncher],
+        address: str | None = None,
+        udp_port: int | None = None,
+    ) -> None:
         self._home = home
+        self._udp_port = udp_port
         self._launchers = launchers
         self._address = address
         self._heard = time.monotonic()
@@ -110,6 +126,8 @@ class Agent:
         self._starting: dict[str, asyncio.Task[Any]] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
         self._ended: dict[str, str] = {}
+        self._mesh: HostMesh | None = None
+        self._addresses: dict[str, IPv6Address] = {}
         self._answers: dict[int, asyncio.Task[protocol.Report]] = {}
         self._end: asyncio.Future[str] | None = None
 
@@ -266,11 +284,15 @@ class Agent:
                 return "making a private key", self._make_key(order)
             case protocol.TrustKey():
                 return "taking the certificate", self._trust_key(order)
+            case protocol.RaiseMesh():
+                return "bringing up the mesh", self._raise_mesh(order)
+            case protocol.JoinMesh():
+                return "joining the mesh", self._join_mesh(order)
             case _:
                 return "taking everything down", self._take_all_down()
 
     async def _start_worker(self, order: protocol.StartWorker) -> None:
-        check_scheduler(order.scheduler)
+        check_scheduler(order.scheduler, str(self._mesh.router.prefix) if self._mesh else None)
         if order.name in self._workers or order.name in self._starting:
             raise ValueError("there is one of this name already")
         if order.launcher not in self._launchers:
@@ -279,7 +301,7 @@ class Agent:
             Surroundings(
                 cluster=self._home.cluster,
                 scratch=str(self._home.scratch),
-                listen=order.listen or self._address or "127.0.0.1",
+                listen=await self._listens(order),
                 options=order.options,
             )
         )
@@ -288,6 +310,9 @@ class Agent:
         self._starting[order.name] = task
         try:
             self._workers[order.name] = worker = await task
+        except BaseException:
+            await self._give_back(order.name)
+            raise
         finally:
             del self._starting[order.name]
         self._watching[order.name] = asyncio.create_task(self._watch_worker(order.name, worker))
@@ -308,6 +333,45 @@ class Agent:
             await worker.close()
             self._workers.pop(name, None)
         self._ended.pop(name, None)
+        await self._give_back(name)
+
+    async def _listens(self, order: protocol.StartWorker) -> str:
+        """Address for a worker to listen on: of its own in the mesh, where there is one."""
+        if order.listen is not None:
+            return order.listen
+        if self._mesh is None:
+            return self._address or "127.0.0.1"
+        taken = set(self._addresses.values())
+        network = self._mesh.router.network
+        own = next(one for n in range(len(taken) + 1) if (one := network[WORKERS + n]) not in taken)
+        self._addresses[order.name] = own
+        await asyncio.to_thread(self._mesh.add_address, own)
+        return f"[{own}]"
+
+    async def _give_back(self, name: str) -> None:
+        """Let the address of a worker go."""
+        address = self._addresses.pop(name, None)
+        if address is not None and self._mesh is not None:
+            with suppress(MeshError):  # the interface may just be made again
+                await asyncio.to_thread(self._mesh.remove_address, address)
+
+    async def _raise_mesh(self, order: protocol.RaiseMesh) -> protocol.Report:
+        if self._mesh is not None:
+            await asyncio.to_thread(self._mesh.lower)
+            self._mesh = None
+        router = replace(order.router, port=self._udp_port or order.router.port)
+        mesh = HostMesh(router, self._home.mesh)
+        offer = await asyncio.to_thread(mesh.raise_)
+        self._mesh = mesh
+        return protocol.Offered(number=order.number, offer=offer)
+
+    async def _join_mesh(self, order: protocol.JoinMesh) -> None:
+        if self._mesh is None:
+            raise MeshError("This host has no part of a mesh yet.")
+        router = replace(order.router, port=self._mesh.router.port)
+        await asyncio.to_thread(self._mesh.update, router, order.offers)
+        if order.wait is not None:
+            await asyncio.to_thread(self._mesh.wait, order.wait)
 
     async def _make_key(self, order: protocol.MakeKey) -> protocol.Report:
         try:
@@ -350,6 +414,12 @@ class Agent:
             for task in done:
                 if error := task.exception():
                     logger.warning("A worker could not be stopped: %s", error)
+        if self._mesh is not None:
+            mesh, self._mesh = self._mesh, None
+            try:
+                await asyncio.to_thread(mesh.lower)
+            except MeshError as error:
+                logger.warning("The mesh could not be taken down: %s", error)
 
 
 def _user_of(writer: asyncio.StreamWriter) -> int:

@@ -15,12 +15,17 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import click
 from pydantic import TypeAdapter
 
 from dask_pools.cluster.launchers import Launcher
+from dask_pools.errors import MeshError
+from dask_pools.mesh.host import remove_leftovers
+from dask_pools.mesh.rootless import entry
+from dask_pools.mesh.wireguard import free_port
 from dask_pools.sites import protocol
 from dask_pools.sites.agent import Agent, MakeLauncher, Surroundings
 from dask_pools.sites.home import Home, HomeError, homes
@@ -65,19 +70,22 @@ def _named(context: click.Context, parameter: click.Parameter, cluster: str) -> 
 @site.command()
 @click.argument("cluster", callback=_named)
 @click.option("--again", is_flag=True, help="Only if its agent runs already.")
+@click.option("--mesh", is_flag=True, help="Start the agent where it can make a mesh.")
+@click.option("--udp-port", type=int, help="UDP port at which others reach this host; 0 for any.")
 @DIRECTORY
-def attach(cluster: str, again: bool, directory: str | None) -> None:
+def attach(cluster: str, again: bool, mesh: bool, udp_port: int | None, directory: str | None) -> None:
     """Connect standard input and output with the agent of CLUSTER, and start that if it does not run."""
     try:
         home = Home(cluster, directory)
+        starting = None
+        _remove_mesh(home)
         if home.make():
             if again:
                 home.remove()
                 _refuse(f"The agent of cluster {cluster} does not run any more.", gone=True)
-            if os.fork() == 0:
-                _be_agent(home)
-        _bridge(_connect(home))
-    except HomeError as error:
+            starting = _start(home, mesh, udp_port)
+        _bridge(_connect(home, starting))
+    except (HomeError, MeshError) as error:
         _refuse(str(error))
     except OSError as error:
         _refuse(f"{error.filename or home.path} cannot be used: {error.strerror or error}.")
@@ -105,6 +113,7 @@ def down(clusters: tuple[str, ...], directory: str | None) -> None:
         for home in found:
             if home.in_use():
                 _tell_to_end(home)
+            _remove_mesh(home)
             if home.make():
                 home.remove()
             else:
@@ -116,8 +125,46 @@ def down(clusters: tuple[str, ...], directory: str | None) -> None:
         raise click.ClickException(str(error)) from None
 
 
-def _be_agent(home: Home) -> NoReturn:
-    """Go on as the agent, in a session of its own, with nothing of the channel."""
+def _remove_mesh(home: Home) -> None:
+    """Remove the interface that an agent has left which was killed."""
+    if home.mesh.is_dir() and not home.in_use():
+        remove_leftovers(home.mesh)
+
+
+@site.command(hidden=True)
+@click.argument("cluster", callback=_named)
+@click.argument("path", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--udp-port", type=int)
+@click.option("--address")
+def agent(cluster: str, path: Path, udp_port: int | None, address: str | None) -> None:
+    """Be the agent of CLUSTER, in the name spaces that `attach` has started this in."""
+    home = Home(cluster, path=path)
+    if not home.make():
+        raise click.ClickException("There is one already.")
+    _serve(home, address, udp_port)
+
+
+def _start(home: Home, mesh: bool, udp_port: int | None) -> int:
+    """Start the agent; its process."""
+    try:
+        port = free_port(None) if udp_port == 0 else udp_port
+        inside = entry(port) if mesh else ()
+    except MeshError:
+        home.remove()
+        raise
+    starting = os.fork()
+    if starting == 0:
+        _be_agent(home, inside, port)
+    # The lock is the agent's now, and would otherwise be this process's as well.
+    home.release()
+    return starting
+
+
+def _be_agent(home: Home, inside: tuple[str, ...], udp_port: int | None) -> NoReturn:
+    """Go on as the agent, in a session of its own, with nothing of the channel.
+
+    With the beginning of a command that leads to other name spaces, the agent is a program in there.
+    """
     status = 1
     try:
         os.setsid()
@@ -125,11 +172,13 @@ def _be_agent(home: Home) -> NoReturn:
         nothing = os.open(os.devnull, os.O_RDONLY)
         for descriptor, to in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(descriptor, to)
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
-        )
-        logging.raiseExceptions = False  # a full disk is no reason to stop
-        asyncio.run(Agent(home, LAUNCHERS, _address()).serve())
+        if inside:
+            home.release()
+            own = [sys.executable, "-P", "-m", "dask", "pools", "site", "agent"]
+            port = ["--udp-port", str(udp_port)] if udp_port else []
+            address = ["--address", there] if (there := _address()) else []
+            os.execvp(inside[0], [*inside, *own, home.cluster, str(home.path), *port, *address])
+        _serve(home, _address(), None)
         status = 0
     except BaseException:
         logging.getLogger(__name__).exception("The agent ended.")
@@ -138,14 +187,22 @@ def _be_agent(home: Home) -> NoReturn:
         os._exit(status)
 
 
+def _serve(home: Home, address: str | None, udp_port: int | None) -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
+    )
+    logging.raiseExceptions = False  # a full disk is no reason to stop
+    asyncio.run(Agent(home, LAUNCHERS, address, udp_port).serve())
+
+
 def _address() -> str | None:
     """Address of this host that SSH came in by; sshd tells (sshd(8), SSH_CONNECTION)."""
     connection = os.environ.get("SSH_CONNECTION", "").split()
     return connection[2] if len(connection) == 4 else None
 
 
-def _connect(home: Home) -> socket.socket:
-    """Connect with the agent, which may only just be starting."""
+def _connect(home: Home, starting: int | None = None) -> socket.socket:
+    """Connect with the agent, which may only just be starting, as a child of this process."""
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         channel = socket.socket(socket.AF_UNIX)
@@ -154,7 +211,8 @@ def _connect(home: Home) -> socket.socket:
             return channel
         except OSError as error:
             channel.close()
-            if not home.in_use():
+            # In this order: while it is about to take the lock, a look at that might be in its way.
+            if (starting is None or os.waitpid(starting, os.WNOHANG)[0]) and not home.in_use():
                 said = _last_line(home)
                 raise HomeError(f"The agent ended as it started{': ' + said if said else ''}.") from None
             if time.monotonic() > deadline:

@@ -62,6 +62,8 @@ class Home:
         The cluster's name.
     directory : str, optional
         Directory to use in place of that for temporary files.
+    path : path, optional
+        The directory itself, in place of the one that follows from these.
 
     Raises
     ------
@@ -69,9 +71,9 @@ class Home:
         If its path is too long for a socket.
     """
 
-    def __init__(self, cluster: str, directory: str | None = None) -> None:
+    def __init__(self, cluster: str, directory: str | None = None, path: Path | None = None) -> None:
         self.cluster = cluster
-        self.path = _above(directory) / cluster
+        self.path = path or _above(directory) / cluster
         self._lock: int | None = None
         if len(os.fsencode(self.socket)) > _LONGEST_SOCKET:
             raise HomeError(f"{self.socket} is too long for the path of a socket; name a shorter directory.")
@@ -100,6 +102,11 @@ class Home:
     def authority(self) -> Path:
         """The certificate of the cluster's authority."""
         return self.path / "authority.pem"
+
+    @property
+    def mesh(self) -> Path:
+        """What belongs to this host's part of the mesh."""
+        return self.path / "mesh"
 
     @property
     def scratch(self) -> Path:
@@ -134,7 +141,8 @@ class Home:
             return self.make()
         self._lock = lock
         for left in self.path.iterdir():
-            if left.name != "lock":
+            # What is written down may be about to be read, or written by whoever starts this.
+            if left.name not in ("lock", "log"):
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         try:
             self.scratch.mkdir(mode=0o700)
@@ -157,14 +165,18 @@ class Home:
             os.close(lock)
         return False
 
+    def release(self) -> None:
+        """Let the lock go, for another process to take it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def remove(self) -> None:
         """Remove it with all that is in it, and that of all agents of this user if it was the last."""
         shutil.rmtree(self.path, ignore_errors=True)
         with suppress(OSError):  # another cluster's is there
             self.path.parent.rmdir()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self.release()
 
     def write(self, path: Path, content: bytes) -> None:
         """Write a file that only this user can read, at no moment anybody else."""

@@ -6,19 +6,30 @@ sites, and nothing of Dask but what makes its connections safe.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import secrets
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from distributed import Security
 
+from dask_pools.data_centres import DataCentres
+from dask_pools.mesh.described import described_sites
+from dask_pools.mesh.host import HostMesh, Offer
+from dask_pools.mesh.plan import PlanError, make_plan
+from dask_pools.network import SCHEDULER
 from dask_pools.sites import protocol
 from dask_pools.sites.certificates import Authority, make_key
 from dask_pools.sites.site import Site
 
-__all__ = ["Network", "TlsNetwork"]
+__all__ = ["MeshNetwork", "Network", "TlsNetwork"]
+
+# Seconds until hosts have shaken hands: one that was called too early calls again after 5.
+HANDSHAKES = 30.0
 
 
 class Network(Protocol):
@@ -26,6 +37,10 @@ class Network(Protocol):
 
     security: Security | None
     """What Dask's connections need."""
+
+    def attach_options(self, site: str) -> tuple[str, ...]:
+        """Options of the command that starts the agent of a site."""
+        ...
 
     async def prepare(self, site: Site) -> None:
         """Do what a site needs with a new agent, before workers are started there.
@@ -88,6 +103,10 @@ class TlsNetwork:
             },
         )
 
+    def attach_options(self, site: str) -> tuple[str, ...]:
+        """None are needed."""
+        return ()
+
     async def prepare(self, site: Site) -> None:
         """Have a site make a key, and give it a certificate for that."""
         asked = await site.ask(lambda number: protocol.MakeKey(number=number))
@@ -110,3 +129,113 @@ class TlsNetwork:
     async def close(self) -> None:
         """Remove the key."""
         self._files.cleanup()
+
+
+class MeshNetwork:
+    """A WireGuard network of the cluster's own, from the router of each site to every other.
+
+    Parameters
+    ----------
+    known : DataCentres
+    names : list of str
+        The sites that may join.
+
+    Raises
+    ------
+    PlanError
+        If they cannot be joined.
+    """
+
+    def __init__(self, known: DataCentres, names: list[str]) -> None:
+        self.security: Security | None = None
+        self._described = {site.name: site for site in described_sites(known, names)}
+        self._plan = make_plan(self._described.values(), secrets.randbits(64))
+        self._own = HostMesh(self._plan.router(SCHEDULER))
+        self._offers: dict[str, Offer] = {}
+        self._sites: dict[str, Site] = {}
+        self._joined = False
+        self._one_at_a_time = asyncio.Lock()
+        self._telling: set[asyncio.Future[None]] = set()
+
+    def attach_options(self, site: str) -> tuple[str, ...]:
+        """Have the agent start where it can make an interface, and the port for that come in there."""
+        described = self._described[site]
+        if not described.reachable:
+            return ("--mesh",)
+        return ("--mesh", "--udp-port", str(described.port or 0))
+
+    async def prepare(self, site: Site) -> None:
+        """Bring up a site's part. After the start, the others are told of it at once."""
+        if site.name not in self._plan:
+            self._plan = self._plan.join(self._described[site.name])
+        router = self._plan.router(site.name)
+        answer = await site.ask(lambda number: protocol.RaiseMesh(number=number, router=router))
+        self._offers[site.name], self._sites[site.name] = answer.offer, site
+        if self._joined:
+            await self._tell_all()
+            await self._tell(site.name, HANDSHAKES)
+
+    async def join(self, sites: list[Site]) -> dict[str, Exception]:
+        """Bring up this machine's part, tell every host of the others, and wait until they have met."""
+        for name in self._described.keys() - {SCHEDULER, *self._sites}:
+            with suppress(PlanError):  # without it others cannot be joined, and it may still come
+                self._plan = self._plan.leave(name)
+        self._offers[SCHEDULER] = await asyncio.to_thread(self._own.raise_)
+        await self._tell_all()
+        self._joined = True
+        names = [site.name for site in sites]
+        answers = await asyncio.gather(
+            *(self._tell(name, HANDSHAKES) for name in names), return_exceptions=True
+        )
+        wrong = {}
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, Exception):
+                wrong[name] = answer
+            elif isinstance(answer, BaseException):
+                raise answer
+        return wrong
+
+    async def _tell_all(self) -> None:
+        """Tell every host of the others: those that are called before those that call."""
+        async with self._one_at_a_time:
+            order = [name for name in self._plan.order if name in self._offers]
+            for reachable in (True, False):
+                names = [name for name in order if self._described[name].reachable is reachable]
+                now = [name for name in names if name == SCHEDULER or self._sites[name].state == "connected"]
+                await asyncio.gather(*(self._tell(name) for name in now))
+                for name in set(names) - set(now):
+                    # When it is back; a site that is lost meanwhile has nothing to be told.
+                    later = asyncio.ensure_future(self._tell(name))
+                    self._telling.add(later)
+                    later.add_done_callback(self._told)
+
+    def _told(self, told: asyncio.Future[None]) -> None:
+        self._telling.discard(told)
+        if not told.cancelled():
+            told.exception()
+
+    async def _tell(self, name: str, wait: float | None = None) -> None:
+        """Tell one host of the others."""
+        router = self._plan.router(name)
+        offers = tuple(offer for site, offer in self._offers.items() if site != name)
+        if name == SCHEDULER:
+            await asyncio.to_thread(self._own.update, router, offers)
+            return
+        await self._sites[name].ask(
+            lambda number: protocol.JoinMesh(number=number, router=router, offers=offers, wait=wait)
+        )
+
+    def scheduler(self) -> dict[str, Any]:
+        """Arguments for `distributed.Scheduler`: it listens inside the mesh only, where all is encrypted."""
+        return {"host": f"[{self._plan.address(SCHEDULER)}]", "protocol": "tcp://"}
+
+    @property
+    def prefix(self) -> str:
+        """Network of the cluster."""
+        return str(self._plan.prefix)
+
+    async def close(self) -> None:
+        """Take down this machine's part."""
+        for told in list(self._telling):
+            told.cancel()
+        await asyncio.to_thread(self._own.lower)

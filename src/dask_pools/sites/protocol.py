@@ -26,6 +26,8 @@ from pydantic import (
 )
 
 from dask_pools.errors import PoolsError
+from dask_pools.mesh.host import Offer
+from dask_pools.mesh.plan import Router
 
 __all__ = [
     "LIMIT",
@@ -37,12 +39,15 @@ __all__ = [
     "Failed",
     "Health",
     "Hello",
+    "JoinMesh",
     "Leaving",
     "Lines",
     "MakeKey",
+    "Offered",
     "Order",
     "OtherProtocolError",
     "ProtocolError",
+    "RaiseMesh",
     "Refused",
     "Report",
     "Shape",
@@ -181,6 +186,26 @@ class TrustKey(_Model):
     """PEM."""
 
 
+class RaiseMesh(_Model):
+    """Make this host's part of the cluster's mesh, and listen; the answer is what the others have to know."""
+
+    kind: Literal["raise-mesh"] = "raise-mesh"
+    number: Number
+    router: Router
+
+
+class JoinMesh(_Model):
+    """Go over to another plan of the mesh, or learn of more hosts."""
+
+    kind: Literal["join-mesh"] = "join-mesh"
+    number: Number
+    router: Router
+    offers: tuple[Offer, ...]
+    """Of the other hosts."""
+    wait: Seconds | None = None
+    """For how long to wait until all of them can be talked to; None for not at all."""
+
+
 class TakeDown(_Model):
     """Take everything down and end."""
 
@@ -237,6 +262,14 @@ class SigningRequest(_Model):
     """PEM."""
 
 
+class Offered(_Model):
+    """The host has its part of the mesh."""
+
+    kind: Literal["offered"] = "offered"
+    number: Number
+    offer: Offer
+
+
 class Failed(_Model):
     """An order has not been carried out, and left nothing behind."""
 
@@ -274,8 +307,10 @@ class Leaving(_Model):
     reason: str
 
 
-Order: TypeAlias = Hello | Beat | StartWorker | StopWorker | MakeKey | TrustKey | TakeDown
-Report: TypeAlias = Welcome | Health | Done | SigningRequest | Failed | Ended | Refused | Leaving
+Order: TypeAlias = (
+    Hello | Beat | StartWorker | StopWorker | MakeKey | TrustKey | RaiseMesh | JoinMesh | TakeDown
+)
+Report: TypeAlias = Welcome | Health | Done | SigningRequest | Offered | Failed | Ended | Refused | Leaving
 
 _ORDERS: TypeAdapter[Order] = TypeAdapter(Annotated[Order, Field(discriminator="kind")])
 _REPORTS: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator="kind")])

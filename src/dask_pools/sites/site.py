@@ -95,6 +95,8 @@ class Site:
         self.patience = patience or Patience()
         self.settings = dict(settings or {})
         self.on_lost = on_lost
+        self.attach_options: tuple[str, ...] = ()
+        """More options of the command that starts the agent."""
         self.prepare: Callable[[Site], Awaitable[None]] | None = None
         """Called with the site once for every agent, before anything else is asked of it."""
         self.state: State = "new"
@@ -253,7 +255,8 @@ class Site:
     def _attach(self, again: bool) -> str:
         directory = f" --directory {shlex.quote(self.host.directory)}" if self.host.directory else ""
         # `dask:` of the data-centres file may be a command of several words.
-        return f"{self.host.dask} pools site attach {self.cluster}{directory}{' --again' if again else ''}"
+        options = " ".join((*self.attach_options, *(("--again",) if again else ())))
+        return f"{self.host.dask} pools site attach {self.cluster}{directory} {options}".rstrip()
 
     async def _converse(self, first: asyncio.Future[None]) -> None:
         """Be connected, until that breaks."""
@@ -381,7 +384,7 @@ class Site:
                 raise _Broken(reason)
             case protocol.Leaving(reason=reason):
                 raise _Gone(f"its agent has taken everything down: {reason}")
-            case protocol.Done() | protocol.Failed() | protocol.SigningRequest():
+            case protocol.Done() | protocol.Failed() | protocol.SigningRequest() | protocol.Offered():
                 asked = self._asked.get(report.number)
                 if asked is not None and not asked[1].done():
                     asked[1].set_result(report)

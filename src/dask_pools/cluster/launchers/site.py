@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from dask_pools.cluster.launchers import WorkerShape
 from dask_pools.errors import DataCentresError, SiteError
 from dask_pools.sites import protocol
-from dask_pools.sites.addresses import check_scheduler
 from dask_pools.workers import LauncherOptions, Workers
 
 if TYPE_CHECKING:  # who only reads a data-centres file needs nothing that speaks SSH
@@ -89,12 +88,10 @@ class SiteLauncher:
 
         Raises
         ------
-        UnsupportedSettingError
-            If the scheduler would speak to the site without encryption.
         SiteError
-            If the site cannot be reached, or the worker does not start.
+            If the site cannot be reached, or the worker does not start; or if the scheduler would speak to it
+            without encryption.
         """
-        check_scheduler(scheduler)
         await self.site.connected()
         worker = SiteWorker(self.site, name)
         try:

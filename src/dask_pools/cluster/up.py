@@ -1,0 +1,231 @@
+"""`dask pools up`, `down` and `add`: a cluster across sites from one command, and from another terminal.
+
+`up` stays in the foreground for as long as the cluster lives; it has the scheduler. The other two, and
+`client` in Python, find it by a socket in a directory that only this user can look into. It knows what a
+cluster can do, and nothing of sites.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import click
+from distributed import Client, Security
+from distributed.core import Status
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dask_pools.cluster.multi_site import MultiSiteCluster
+from dask_pools.errors import PoolsError
+from dask_pools.propagate import connect
+from dask_pools.sites.home import Home, HomeError, homes
+
+__all__ = ["add", "client", "down", "up"]
+
+# Of the directory of a cluster that is up, beside those that agents have on their hosts.
+PREFIX = "up-"
+# Seconds that an answer may take: closing waits for every site.
+ANSWER = 120.0
+# Seconds between two looks at whether the cluster still runs.
+LOOK = 0.5
+
+
+class NothingUpError(PoolsError):
+    """No cluster of this user is up on this machine, or not the one that is meant."""
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--host", help="Address of this machine that sites reach (network: tls).")
+@click.option("--dashboard-address", default=":0", show_default=True, help="Where Dask's dashboard listens.")
+def up(file: Path, host: str | None, dashboard_address: str) -> None:
+    """Bring up the cluster that a data-centres FILE describes, until Ctrl-C or `dask pools down`."""
+    console = Console()
+    # Whoever ends this means the cluster, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        start = time.monotonic()
+        with console.status(f"Bringing up the sites of {file}"):
+            cluster = MultiSiteCluster(file, host=host, dashboard_address=dashboard_address)
+        try:
+            with _reachable(cluster) as listening:
+                _show(console, cluster, time.monotonic() - start)
+                answer = _serve(cluster, listening)
+                with console.status("Taking it down"):
+                    cluster.close(timeout=ANSWER)
+                if answer is not None:
+                    _say(answer, {"closed": True})
+        finally:
+            cluster.close(timeout=ANSWER)
+    except KeyboardInterrupt:
+        console.print("Down.")
+    except (PoolsError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+@click.command()
+@click.argument("address", required=False)
+def down(address: str | None) -> None:
+    """Take down the cluster that is up on this machine; of several, the one with the scheduler at ADDRESS."""
+    try:
+        _ask({"do": "down"}, address)
+    except NothingUpError as error:
+        click.echo(str(error))
+    except PoolsError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@click.command()
+@click.argument("pool")
+@click.argument("count", type=click.IntRange(1))
+@click.option("--address", help="Of the scheduler, where several clusters are up.")
+def add(pool: str, count: int, address: str | None) -> None:
+    """Add COUNT workers to POOL of the cluster that is up on this machine."""
+    try:
+        answer = _ask({"do": "add", "pool": pool, "count": count}, address)
+    except PoolsError as error:
+        raise click.ClickException(str(error)) from None
+    if "error" in answer:
+        raise click.ClickException(answer["error"])
+    click.echo(f"{pool}: {answer['wanted']} workers wanted")
+
+
+def client(address: str | None = None, **kwargs: Any) -> Client:
+    """Connect with a cluster that `dask pools up` keeps on this machine.
+
+    Parameters
+    ----------
+    address : str, optional
+        Of its scheduler, where several clusters are up.
+    **kwargs
+        Further arguments of `distributed.Client`.
+
+    Raises
+    ------
+    NothingUpError
+        If there is none, or several and none is named.
+    """
+    shown = _ask({"do": "show"}, address)
+    security = Security(require_encryption=True, **shown["tls"]) if shown["tls"] else None
+    made = Client(shown["address"], security=security, **kwargs)
+    if not made.asynchronous:
+        connect(made)
+    return made
+
+
+# Being found
+
+
+@contextmanager
+def _reachable(cluster: MultiSiteCluster) -> Iterator[socket.socket]:
+    """Listen for the other commands."""
+    home = Home(f"{PREFIX}{secrets.token_hex(8)}")
+    if not home.make():
+        raise HomeError(f"{home.path} is in use by another process.")
+    try:
+        with socket.socket(socket.AF_UNIX) as listening:
+            before = os.umask(0o177)
+            try:
+                listening.bind(os.fspath(home.socket))
+            finally:
+                os.umask(before)
+            listening.listen()
+            yield listening
+    finally:
+        home.remove()
+
+
+def _serve(cluster: MultiSiteCluster, listening: socket.socket) -> socket.socket | None:
+    """Answer until the cluster is to close; whom to tell when it has."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(listening, selectors.EVENT_READ)
+        while cluster.status == Status.running and cluster.scheduler.status == Status.running:
+            if not selector.select(LOOK):
+                continue
+            asking, _ = listening.accept()
+            asking.settimeout(5)
+            try:
+                question = json.loads(asking.makefile("rb").readline())
+                if question["do"] == "down":
+                    return asking
+                answer = _answer(cluster, question)
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                answer = {"error": str(error)}
+            _say(asking, answer)
+    return None
+
+
+def _answer(cluster: MultiSiteCluster, question: Mapping[str, Any]) -> dict[str, Any]:
+    if question["do"] == "add":
+        pool = question["pool"]
+        if pool not in cluster.sites:
+            raise ValueError(f"There is no pool {pool!r} here. Pools: {', '.join(cluster.sites)}.")
+        wanted = len(cluster.pools[pool]) + question["count"]
+        cluster.scale(pool, wanted)
+        return {"wanted": wanted}
+    security = cluster.security
+    files = ("tls_ca_file", "tls_client_cert", "tls_client_key")
+    tls = {name: getattr(security, name) for name in files} if security.tls_ca_file else {}
+    return {"address": cluster.scheduler_address, "tls": tls}
+
+
+def _say(to: socket.socket, answer: Mapping[str, Any]) -> None:
+    with to, suppress(OSError):
+        to.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _ask(question: Mapping[str, Any], address: str | None) -> dict[str, Any]:
+    """Ask the one cluster that is up, or the one at an address."""
+    found = [home for home in homes() if home.cluster.startswith(PREFIX) and home.in_use()]
+    if address is not None or len(found) > 1:
+        addresses = {_ask_one(home, {"do": "show"}).get("address"): home for home in found}
+        if address not in addresses:
+            known = ", ".join(sorted(filter(None, addresses))) or "none"
+            raise NothingUpError(f"Say which cluster is meant, by the address of its scheduler: {known}.")
+        found = [addresses[address]]
+    if not found:
+        raise NothingUpError("No cluster is up here: dask pools up data-centres.yaml")
+    return _ask_one(found[0], question)
+
+
+def _ask_one(home: Home, question: Mapping[str, Any]) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(ANSWER)
+        try:
+            asking.connect(os.fspath(home.socket))
+            asking.sendall(json.dumps(question).encode() + b"\n")
+            answer = json.loads(asking.makefile("rb").readline() or b"{}")
+        except (OSError, ValueError) as error:
+            raise NothingUpError(f"The cluster at {home.path} does not answer: {error}.") from None
+    return dict(answer)
+
+
+def _show(console: Console, cluster: MultiSiteCluster, seconds: float) -> None:
+    """Print where it is and what each site has."""
+    console.print(f"Scheduler  {cluster.scheduler_address}", soft_wrap=True)
+    if cluster.dashboard_link:
+        console.print(f"Dashboard  {cluster.dashboard_link}", soft_wrap=True)
+    table = Table(box=box.SIMPLE, show_edge=False)
+    for column in ("pool", "control host", "workers", ""):
+        table.add_column(column, justify="right" if column == "workers" else "left")
+    failures = cluster.failures
+    for pool, site in cluster.sites.items():
+        state = failures.get(pool, "") if pool in failures else site.state
+        table.add_row(pool, site.host.host, str(len(cluster.pools[pool])), state)
+    console.print(table)
+    console.print(
+        f"Up after {seconds:.1f} s. In Python on this machine: dask_pools.cluster.up.client(). Ctrl-C or "
+        "`dask pools down` takes it down.",
+        soft_wrap=True,
+    )
