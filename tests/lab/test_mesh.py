@@ -323,9 +323,19 @@ def hidden(path: str) -> None:
     subprocess.run(["mount", "--bind", "/dev/null", path], check=True)
 
 
+def full(directory: str) -> None:
+    """Put a full disk in the place of a directory, for this hand only."""
+    Path(directory).mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "full", directory], check=True)
+    Path(directory, "all").write_bytes(bytes(4096))
+
+
 def test_a_host_without_what_it_needs_says_so_and_leaves_nothing(network):
     host = network["ecmwf"]
     hand = host.hand("unshare", "--mount")
+    hand.call(full, "/run/dask-pools")
+    assert re.search(r"/key on ecmwf cannot be written: No space left on device", hand.call(tried))
+    hand.call(subprocess.check_call, ["umount", "/run/dask-pools"])
     hand.call(hidden, "/dev/net/tun")
     assert re.search("can make no WireGuard interface.*modprobe wireguard.*network: tls", hand.call(tried))
     hand.call(hidden, "/usr/bin/wg")

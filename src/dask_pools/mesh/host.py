@@ -99,6 +99,8 @@ class Status:
     restarts: int
     """How often the interface had to be made again."""
     peers: tuple[PeerStatus, ...]
+    problem: str | None = None
+    """Why it cannot be kept up; None if it can."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ class HostMesh:
         self._watching: threading.Thread | None = None
         self._held: int | None = None
         self._restarts = 0
+        self._problem: str | None = None
         self._addresses: list[IPv6Address] = []
         self._measured: dict[str, float] = {}
         self._forwarding_before: str | None = None
@@ -308,7 +311,15 @@ class HostMesh:
                 peers.append(
                     PeerStatus(peer.name, endpoints.get(key), since.get(peer.name), received, sent, mtu)
                 )
-            return Status(interface.name, interface.kind, up, saved.port, self._restarts, tuple(peers))
+            return Status(
+                interface.name,
+                interface.kind,
+                up,
+                saved.port,
+                self._restarts,
+                tuple(peers),
+                self._problem,
+            )
 
     def _since_handshakes(self) -> dict[str, float]:
         """Seconds since peers shook hands, of those that did."""
@@ -469,10 +480,15 @@ class HostMesh:
     def _write_secret(self, name: str, text: str) -> None:
         """Write a file that from its first byte on nobody else can read."""
         new = self._directory / f"{name}.new"
-        new.unlink(missing_ok=True)
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-        new.replace(self._directory / name)
+        try:
+            new.unlink(missing_ok=True)
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(text)
+            new.replace(self._directory / name)
+        except OSError as error:
+            raise MeshError(
+                f"{self._directory / name} on {socket.gethostname()} cannot be written: {error.strerror}."
+            ) from None
 
     def _save(self, **changes: object) -> None:
         self._saved = replace(self._saved, **changes)  # type: ignore[arg-type]
@@ -577,9 +593,12 @@ class HostMesh:
             try:
                 self._look()
                 self._measure()
-            except MeshError as error:
-                # Whoever owns the mesh sees it in the status; the next look may find it mended.
-                logger.warning("Mesh of site %s: %s", self.router.site, error)
+                self._problem = None
+            except (MeshError, OSError) as error:
+                # The next look may find it mended, once there is room on a disk again, or memory.
+                if str(error) != self._problem:
+                    logger.warning("Mesh of site %s: %s", self.router.site, error)
+                self._problem = str(error)
 
     def _look(self) -> None:
         """Make the interface again if it is gone; else remember where peers are."""
