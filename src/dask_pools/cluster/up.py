@@ -25,6 +25,7 @@ from distributed.core import Status
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dask_pools.cluster.multi_site import MultiSiteCluster
 from dask_pools.errors import PoolsError
@@ -213,19 +214,21 @@ def _ask_one(home: Home, question: Mapping[str, Any]) -> dict[str, Any]:
 
 def _show(console: Console, cluster: MultiSiteCluster, seconds: float) -> None:
     """Print where it is and what each site has."""
-    console.print(f"Scheduler  {cluster.scheduler_address}", soft_wrap=True)
+    # Not as markup: addresses of the mesh have brackets.
+    console.print(f"Scheduler  {cluster.scheduler_address}", soft_wrap=True, markup=False, highlight=False)
     if cluster.dashboard_link:
-        console.print(f"Dashboard  {cluster.dashboard_link}", soft_wrap=True)
+        console.print(f"Dashboard  {cluster.dashboard_link}", soft_wrap=True, markup=False, highlight=False)
     table = Table(box=box.SIMPLE, show_edge=False)
     for column in ("pool", "control host", "workers", ""):
         table.add_column(column, justify="right" if column == "workers" else "left")
     failures = cluster.failures
     for pool, site in cluster.sites.items():
-        state = failures.get(pool, "") if pool in failures else site.state
-        table.add_row(pool, site.host.host, str(len(cluster.pools[pool])), state)
+        state = failures.get(pool, site.state)
+        table.add_row(pool, site.host.host, str(len(cluster.pools[pool])), Text(state))
     console.print(table)
     console.print(
         f"Up after {seconds:.1f} s. In Python on this machine: dask_pools.cluster.up.client(). Ctrl-C or "
         "`dask pools down` takes it down.",
         soft_wrap=True,
+        highlight=False,
     )
