@@ -43,7 +43,7 @@ from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.typing import Key
 from distributed import Client, Future, Scheduler
 from distributed.core import error_message
-from distributed.scheduler import TaskGroup, TaskState, WorkerState, _task_slots_available
+from distributed.scheduler import TaskGroup, TaskPrefix, TaskState, WorkerState, _task_slots_available
 from distributed.shuffle._core import P2PBarrierTask, ShuffleRun
 from distributed.sizeof import safe_sizeof
 
@@ -56,6 +56,7 @@ __all__ = [
     "MaterializedLayer",
     "P2PBarrierTask",
     "Task",
+    "TaskPrefix",
     "TaskRef",
     "TaskState",
     "WorkerState",
@@ -525,3 +526,43 @@ def free_slots(scheduler: Scheduler, worker: WorkerState) -> int:
     if worker not in scheduler.running:
         return 0
     return max(0, int(_task_slots_available(worker, scheduler.WORKER_SATURATION)))
+
+
+def expected_duration(scheduler: Scheduler, prefix: TaskPrefix) -> float:
+    """Seconds that Dask expects a task of this prefix to take.
+
+    Assumes that Dask's own adaptivity estimates by `distributed.Scheduler._get_prefix_duration`.
+    """
+    return float(scheduler._get_prefix_duration(prefix))
+
+
+def layers_to_send(expression: object) -> list[tuple[str, Mapping[Key, Any]]]:
+    """Layers of what a client is about to send, by name; none of what is no graph of layers, such as a frame.
+
+    Assumes that a client sends `HLGExpr`, or a sequence of them.
+    """
+    several = isinstance(expression, _HLGExprSequence)
+    parts = list(expression.operands) if several else [expression]  # type: ignore[attr-defined]
+    graphs = [part.hlg for part in parts if isinstance(part, HLGExpr)]
+    return [layer for graph in graphs for layer in graph.layers.items()]
+
+
+def before_sending(client: Client, call: Callable[[object], None]) -> None:
+    """Have `call` called with each expression that a client is about to send, where it does so.
+
+    What `call` raises reaches whoever computes, and nothing is sent.
+
+    Notes
+    -----
+    Assumes that whatever a client computes goes through ``Client._graph_to_futures(expr, …)``. Nothing
+    public is called between the making of a graph and its being sent.
+    """
+    if "_graph_to_futures" in vars(client):
+        return
+    send = client._graph_to_futures
+
+    def _graph_to_futures(*args: Any, **kwargs: Any) -> Any:
+        call(args[0] if args else kwargs["expr"])
+        return send(*args, **kwargs)
+
+    client._graph_to_futures = _graph_to_futures

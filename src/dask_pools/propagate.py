@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -24,14 +24,14 @@ from dask.typing import Key
 from distributed import Client, default_client
 
 import dask_pools
-from dask_pools import budget, dask_internals, frames, pins, scheduler, targets
+from dask_pools import budget, dask_internals, frames, pins, provision, scheduler, targets
 from dask_pools.config import propagating, transfer_budget
 from dask_pools.errors import (
     PoolsError,
     UnsupportedSettingError,
     VersionMismatchError,
 )
-from dask_pools.placement import lower
+from dask_pools.placement import lower, residency
 from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, budget_error, summarise
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class PlacingOptimizer(int):
         Those of where it was sent from, which say where what is stored belongs.
     budget : int, optional
         Bytes that may cross between pools, by the settings of where it was sent from.
+    inside : collection of str, optional
+        Pools that the process is in that it was sent from.
 
     Notes
     -----
@@ -73,7 +75,9 @@ class PlacingOptimizer(int):
         propagate: bool | None = None,
         rules: targets.Rules | None = None,
         budget: int | None = None,
+        inside: Collection[str] = (),
     ) -> None:
+        self.inside = inside
         self.setting = setting
         self.propagate = propagate
         self.rules = rules
@@ -91,10 +95,11 @@ class PlacingOptimizer(int):
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled when a graph is sent: what the client has configured travels with it.
         if self.propagate is not None:
-            return PlacingOptimizer, (self.setting, self.propagate, self.rules, self.budget)
+            return PlacingOptimizer, (self.setting, self.propagate, self.rules, self.budget, self.inside)
         if not propagating():
             return PlacingOptimizer, (self.setting, False)
-        return PlacingOptimizer, (self.setting, True, targets.rules_to_send(), transfer_budget())
+        sent = targets.rules_to_send(), transfer_budget(), residency.pools_here()
+        return PlacingOptimizer, (self.setting, True, *sent)
 
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         """Optimise the graph `dsk` for the results `keys`.
@@ -106,7 +111,7 @@ class PlacingOptimizer(int):
         UnlocatedError
             If it stores to a path that no rule locates.
         ResidencyError
-            If something that must stay in its pool is wanted in another.
+            If something that must stay in its pool is wanted in another, or by the client.
         TransferBudgetError
             If more bytes would cross between pools than the budget allows.
         """
@@ -119,6 +124,7 @@ class PlacingOptimizer(int):
                 if not on:
                     return lower.release(layers, keys, kind)
                 if sent:
+                    residency.check_client(dsk, flatten([keys]), self.inside)
                     for running in dask_internals.schedulers_here():
                         scheduler.install_from_thread(running)
                 check = None
@@ -138,6 +144,7 @@ class PlacingOptimizer(int):
         """Tell what the graph `dsk`, sent for the results `keys`, will move; `workers` by pool."""
         _, kind = self._kinds(dsk, keys)
         layers = lower.read(dsk, self._locate()) if self.propagate else None
+        residency.check_client(dsk, flatten([keys]), self.inside)
         if layers is None:
             loose = len(HighLevelGraph.merge(dsk).cull(set(flatten([keys]))).to_dict())
             return Plan((PoolShare(ANYWHERE, tasks=loose),), budget=budget)
@@ -324,4 +331,5 @@ async def connect_async(client: Client) -> None:
     if found:
         raise VersionMismatchError(found, own)
     await client.run_on_scheduler(scheduler.install_here)
+    provision.watch(client)
     _connected[client] = client.scheduler.address
