@@ -35,9 +35,9 @@ from distributed import Client, LocalCluster, Scheduler
 from rich.console import Console
 from rich.table import Table
 
-from dask_pools import connect, pool
+from dask_pools import pool
 from dask_pools.pins import source_name
-from dask_pools.scheduler import NAME
+from dask_pools.scheduler import NAME, install_here
 
 ARMS = ("dask", "annotated", "pools")
 SITES = ("ecmwf", "eumetsat")
@@ -86,7 +86,8 @@ def measure(arm: str, tasks: int) -> NoReturn:
         Client(cluster) as client,
     ):
         if arm == "pools":
-            connect(client)
+            # Not `connect`, which would have the client wait for workers.
+            client.run_on_scheduler(install_here)
             client.run_on_scheduler(_expect_workers)
         else:
             dask.config.config.pop("array_optimize", None)

@@ -411,7 +411,13 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     def _foresee(self, tasks: Iterable[TaskState]) -> None:
         """Ask for all the pools that new tasks need, before any of them is sent."""
         lacking: dict[str, bool] = {}
+        # There may be a million tasks, of few groups, which mostly share what they require.
+        seen: set[tuple[str, int]] = set()
         for task in tasks:
+            like = (task.group_key, id(task.resource_restrictions))
+            if like in seen:
+                continue
+            seen.add(like)
             for pool in pins.pools_of_resources(task.resource_restrictions):
                 self._gauge.expect(task, pool)
                 if pool not in lacking:
