@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import pickle
+import time
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ from dask.array.optimization import optimize as optimize_array
 from dask.base import collections_to_expr, flatten
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from distributed import Future, Scheduler, SchedulerPlugin
+from distributed import Client, Future, Scheduler, SchedulerPlugin
 from distributed.shuffle._core import ShuffleRun
 from distributed.shuffle._rechunk import ArrayRechunkRun
 from distributed.shuffle._shuffle import DataFrameShuffleRun
@@ -340,3 +341,37 @@ def test_the_first_step_of_a_reduction_says_which_axes_it_reduces(name, axes):
     # Were these the chunks that it makes, nothing would have to be found out.
     assert first.collection_annotations["chunks"] == x.chunks
     assert not internals.reduced_axes(next(iter((x + 1).dask.layers.values())))
+
+
+def test_all_that_a_client_sends_can_be_seen_beforehand_and_refused(pools):
+    with Client(pools, set_as_default=False) as client:
+        seen = []
+        internals.before_sending(client, seen.append)
+        x = da.ones(4, chunks=2, name="seen-beforehand")
+        client.compute(x.sum()).result()
+        client.persist(x)
+        assert "seen-beforehand" in dict(internals.layers_to_send(seen[0]))
+        assert [name for name, _ in internals.layers_to_send(seen[1])] == ["seen-beforehand"]
+        client.submit(abs, -1).result()
+        client.gather(client.map(abs, [-1, -2]))
+        client.get({"a": (abs, -1)}, "a")
+        assert len(seen) == 5
+        assert all(internals.layers_to_send(one) == [] for one in seen[2:4])
+    with Client(pools, set_as_default=False) as client:
+
+        def refuse(_):
+            raise LookupError("refused")
+
+        internals.before_sending(client, refuse)
+        with pytest.raises(LookupError):
+            client.compute(x)
+        assert not client.futures
+
+
+def test_the_duration_of_tasks_is_known_by_their_prefix(pools, client):
+    def takes_a_while(seconds):
+        time.sleep(seconds)
+
+    client.gather(client.map(takes_a_while, [0.2, 0.2], pure=False))
+    prefix = pools.scheduler.task_prefixes["takes_a_while"]
+    assert 0.1 < internals.expected_duration(pools.scheduler, prefix) < 20

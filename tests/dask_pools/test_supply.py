@@ -179,6 +179,14 @@ def test_hours_are_a_limit():
             cluster.scale("ecmwf", 1)
 
 
+def test_tasks_that_may_run_anywhere_wake_a_pool_where_all_are_asleep():
+    launchers = Scripted(), Scripted()
+    pools = dict(zip(("ecmwf", "eumetsat"), launchers, strict=True))
+    with cluster_of(**{name: PoolSpec(one, workers=0) for name, one in pools.items()}) as cluster:
+        assert cluster.get_client().submit(abs, -1).result(timeout=60) == 1
+        assert [len(one.asked) for one in launchers] == [1, 0]
+
+
 # Growing and shrinking
 
 
