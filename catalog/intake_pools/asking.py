@@ -98,10 +98,9 @@ def probe(
     if client.asynchronous:
         return []
     pools = {
-        name.removeprefix(pins.RESOURCE_PREFIX)
+        pool
         for worker in client.scheduler_info(n_workers=-1)["workers"].values()
-        for name in worker.get("resources") or {}
-        if name.startswith(pins.RESOURCE_PREFIX)
+        for pool in pins.pools_of_resources(worker.get("resources"))
     }
     if data_centres is not None:
         pools &= set(data_centres.data_centres)
@@ -133,15 +132,13 @@ def probe(
 
 def _seconds(url: str, storage_options: dict[str, Any]) -> float | None:
     """Time that this process takes to see a URL, or None if it cannot."""
-    from intake_pools import stores
+    from intake_pools import filesystems, stores
 
     began = time.perf_counter()
     try:
         if not stores.expand((url,), storage_options):
             return None
-        import fsspec
-
-        files, path = fsspec.core.url_to_fs(url, **storage_options)
+        files, path = filesystems.end_file(url, storage_options)
         if not ("*" in url or files.exists(path)):
             return None
     except Exception:  # whatever its file system raises

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from dask_pools import targets
 from dask_pools.errors import EntryError
 from intake_pools.locate import Location, locate, rules_of
-from intake_pools.urls import HIDDEN, SECRET, is_pattern, public_options, public_url
+from intake_pools.urls import (
+    document_of,
+    is_pattern,
+    is_references,
+    public_options,
+    public_url,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres
@@ -219,6 +226,7 @@ def _copy_of(said: Mapping[str, Any], name: str | None, data_centres: Any) -> En
 def _in_one_place(said: Mapping[str, Any], name: str | None, data_centres: Any) -> Iterator[Entry]:
     """Make an entry of every stretch of the URLs that lives in one data centre."""
     urls = _urls(said["urlpath"])
+    said_name = name
     name = name or _last_part(urls[0])
     options = dict(_mapping(said["storage_options"], "storage_options", name))
     kwargs = dict(_mapping(said["xarray_kwargs"], "xarray_kwargs", name))
@@ -229,6 +237,17 @@ def _in_one_place(said: Mapping[str, Any], name: str | None, data_centres: Any) 
     # Files are opened beside each other in any case.
     combining.pop("parallel", None)
     engine = kwargs.pop("engine", None) or said["engine"]
+    if isinstance(nested := kwargs.get("backend_kwargs"), Mapping) and "storage_options" in nested:
+        # Where xarray takes them from a URL; here it gets stores and files that are open.
+        options = {**_mapping(nested["storage_options"], "storage_options", name), **options}
+        kwargs["backend_kwargs"] = {key: one for key, one in nested.items() if key != "storage_options"}
+    if engine == "kerchunk":  # of the package; it is zarr from references
+        engine = "zarr"
+        urls = tuple(url if is_references(url) else f"reference::{url}" for url in urls)
+    if urls == ("reference://",) and isinstance(options.get("fo"), str):
+        urls = (f"reference::{document_of(urls[0], options)[0]}",)
+        name = said_name or _last_part(urls[0])
+        options = {key: one for key, one in options.items() if key not in ("fo", "target_protocol")}
     if engine is not None and not isinstance(engine, str):
         raise EntryError(f"engine of {name} is {engine!r}; it should be the name of one, such as 'netcdf4'.")
     version = said["version"]
@@ -338,23 +357,4 @@ def unknown_argument(driver: str, unknown: str, known: Iterable[str], urlpath: A
 
 def scrub(text: str, entry: Entry) -> str:
     """Take the secrets of an entry out of a text that others wrote, such as the message of an exception."""
-    secrets = _secrets([entry.storage_options, entry.xarray_kwargs], hidden=False)
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
-    for url in entry.urls:
-        text = text.replace(url, public_url(url))
-    return public_url(text)
-
-
-def _secrets(options: Any, hidden: bool) -> set[str]:
-    found: set[str] = set()
-    if isinstance(options, Mapping):
-        for key, value in options.items():
-            found |= _secrets(value, hidden or bool(SECRET.search(str(key))))
-    elif isinstance(options, list | tuple):
-        for value in options:
-            found |= _secrets(value, hidden)
-    # Shorter ones would hide half of every text.
-    elif hidden and isinstance(options, str) and len(options) >= 4:
-        found.add(options)
-    return found
+    return without_secrets(text, [entry.storage_options, entry.xarray_kwargs], entry.urls)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dask_pools.errors import EntryError
+from intake_pools.safe_options import refuse_unsafe
 
 __all__ = ["CATALOGUES", "NETCDF", "Driver", "adapted", "driver_of", "refuse_options"]
 
@@ -199,7 +200,7 @@ _RUNS_CODE = ("simple_templates", "template_overrides", "allow_pickle", "indexpa
 
 
 def refuse_options(args: Any, depth: int = 0) -> None:
-    """Refuse options at any depth with which a library would run what it reads.
+    """Refuse options at any depth with which a library would run what it reads, or do more than read.
 
     Raises
     ------
@@ -219,3 +220,5 @@ def refuse_options(args: Any, depth: int = 0) -> None:
         for value in args:
             if isinstance(value, Mapping | list | tuple):
                 refuse_options(value, depth + 1)
+    if depth == 0:
+        refuse_unsafe(args)

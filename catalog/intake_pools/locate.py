@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask_pools.errors import UnlocatedError
 from dask_pools.pins import check_name
+from intake_pools.urls import end_of, is_chain, public_url
 
 if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres, Rule
@@ -35,12 +36,19 @@ class Location:
         The rule that decided, with its file and line; None if the entry itself, or the data centre, said so.
     runners_up : tuple of Rule
         Rules that match as well, but less well, the best of them first.
+    known : DataCentres or None
+        All the rules, if one decided; not sent to workers.
     """
 
     data_centre: str
     evidence: str
     rule: Rule | None = field(default=None, compare=False, repr=False)
     runners_up: tuple[Rule, ...] = field(default=(), compare=False, repr=False)
+    known: DataCentres | None = field(default=None, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # They are many, and it is the client that locates.
+        return {**self.__dict__, "known": None}
 
 
 def locate(
@@ -76,7 +84,10 @@ def locate(
     """
     known = rules_of(data_centres)
     if entry_word is not None:
-        check_name(entry_word)
+        try:
+            check_name(entry_word)
+        except ValueError as error:
+            raise UnlocatedError(f"{said_in} is wrong: {error}") from None
         if known is not None and entry_word not in known.data_centres:
             near = difflib.get_close_matches(entry_word, known.names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -87,12 +98,13 @@ def locate(
         return Location(entry_word, f"stated by {said_in}")
 
     name = os.fspath(url)
+    if is_chain(name):
+        name, storage_options = end_of(name, storage_options)
     if known is not None and (matching := known.matches(name, storage_options)):
-        return Location(matching[0].data_centre, str(matching[0]), matching[0], tuple(matching[1:]))
+        return Location(matching[0].data_centre, str(matching[0]), matching[0], tuple(matching[1:]), known)
 
     from dask_pools.places import place_of
     from intake_pools import asking
-    from intake_pools.urls import public_url
 
     if known is not None and (asked := asking.rule_of_region(name, known, storage_options)):
         rule, region = asked

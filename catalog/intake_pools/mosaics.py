@@ -20,11 +20,12 @@ from dask.base import tokenize
 from dask.layers import ArrayBlockwiseDep
 
 from dask_pools import dask_internals, guard
-from dask_pools.errors import DataChangedError
+from dask_pools.errors import DataChangedError, PoolsError, UnreadableError
 from dask_pools.pins import source_name
-from intake_pools import stores
+from intake_pools import filesystems, stores
 from intake_pools.entries import Entry
 from intake_pools.stores import Source, State, StoreGone, Version
+from intake_pools.urls import without_secrets
 
 __all__ = ["Mosaic", "NotAMosaic", "RemoteVariable", "mosaic_of"]
 
@@ -77,6 +78,8 @@ class RemoteVariable:
             On a worker of another pool.
         DataChangedError
             If the data has another version than when it was opened, or is not there any more.
+        UnreadableError
+            If its store does not give it.
         """
         chunk = f"{self.variable}[{_shown(index)}]"
         guard.on_worker_of(self.pool, self.entry, chunk)
@@ -84,11 +87,20 @@ class RemoteVariable:
         def changed(found: str) -> DataChangedError:
             return DataChangedError(self.entry, chunk, self.version.stamp or self.version.text, found)
 
-        dataset = stores.opened(self.source, self.version, changed)
         try:
+            dataset = stores.opened(self.source, self.version, changed)
             return dataset.variables[self.variable][index].values
         except StoreGone as error:
             raise changed(f"none ({error})") from None
+        except PoolsError:
+            raise
+        except Exception as error:
+            if self.source.local:
+                raise
+            options = [self.source.storage_options, self.source.xarray_kwargs]
+            reason = without_secrets(filesystems.explained(error), options, [self.source.url])
+        # Not where it was caught: what a library raised would travel and be logged with it.
+        raise UnreadableError(self.entry, chunk, reason)
 
 
 def _shown(index: Any) -> str:

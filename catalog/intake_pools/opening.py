@@ -11,7 +11,7 @@ import socket
 import traceback
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,13 +25,14 @@ from distributed import Client, Future, default_client, get_worker, worker_clien
 
 from dask_pools import config, pins, propagate, provision
 from dask_pools.errors import EntryError, PoolsError, PoolUnavailableError
-from intake_pools import recipes, remembered, replicas, stores, writing
+from intake_pools import filesystems, recipes, references, remembered, replicas, stores, writing
 from intake_pools.entries import Entry, scrub
+from intake_pools.locate import Location
 from intake_pools.mosaics import NotAMosaic
 from intake_pools.recipes import Limits
 from intake_pools.remembered import Opening
 from intake_pools.stores import State
-from intake_pools.urls import is_local, public_url
+from intake_pools.urls import is_local, is_references, public_url
 
 __all__ = ["open_entry", "open_tree"]
 
@@ -274,13 +275,64 @@ def _open_through(client: Client, entry: Entry, limits: Limits) -> xr.Dataset:
     pool = entry.location.data_centre
     provision.ensure_workers(client, pool)
     if (known := remembered.get(client, entry, limits)) is not None:
-        if _in_pool(client, entry, _unchanged, known.engine, known.state) is True:
+        there = _at(entry, known.pool)
+        provision.ensure_workers(client, there.location.data_centre)
+        if _in_pool(client, there, _unchanged, known.engine, known.state) is True:
             return known.copy()
         remembered.drop(client, entry)
-    answer = _opening_through(client, entry, limits)
+    asked = limits
+    there = _at(entry, moved := _pool_of_targets(client, entry))
+    if moved is not None:
+        pool = moved
+        provision.ensure_workers(client, pool)
+        limits = replace(limits, annotations=_limits(pool).annotations)
+    answer = _opening_through(client, there, limits)
     if isinstance(answer, Opening):
-        remembered.put(client, entry, limits, answer)
+        answer = replace(answer, pool=moved)
+        remembered.put(client, entry, asked, answer)
     return _result(answer, entry, f"in pool {pool!r}")
+
+
+def _at(entry: Entry, pool: str | None) -> Entry:
+    """Give an entry another place, if there is one, and the residency that holds there."""
+    if pool is None:
+        return entry
+    known = entry.location.known
+    stays = entry.stays or (known is not None and known.data_centres[pool].residency == "stay")
+    return replace(
+        entry,
+        location=Location(pool, "what its references point to"),
+        residency="stay" if stays else None,
+    )
+
+
+def _pool_of_targets(client: Client, entry: Entry) -> str | None:
+    """Name the pool of the files that an entry's references point to, if rules say that it is another one.
+
+    Raises
+    ------
+    EntryError
+        If they lie in several data centres.
+    """
+    # Whoever stated where it is to be read knows better than rules.
+    known = entry.location.known
+    if known is None or not any(is_references(url) for url in entry.urls):
+        return None
+    found = _in_pool(client, entry, _targets)
+    if isinstance(found, _Failure):
+        return None  # it will be said when it is opened
+    places: dict[str, str] = {}
+    for url, options in found:
+        if matching := known.matches(url, options):
+            places.setdefault(matching[0].data_centre, url)
+    if len(places) > 1:
+        raise EntryError(
+            f"The references of {entry.name} point to several data centres: "
+            + ", ".join(f"{pool!r} ({public_url(url)})" for pool, url in sorted(places.items()))
+            + ". State the one whose workers can read all of it with data_centre=."
+        )
+    pool = next(iter(places), None)
+    return None if pool == entry.location.data_centre else pool
 
 
 def _opening_through(client: Client, entry: Entry, limits: Limits) -> Opening | _Failure:
@@ -331,7 +383,7 @@ def _awaited(future: Future, entry: Entry, others: Iterable[Future]) -> Any:
     except PoolsError:
         raise
     except Exception as error:
-        return _Failure(f"the task that opens it failed: {scrub(_complaint(error), entry)}")
+        return _Failure(f"the task that opens it failed: {scrub(filesystems.explained(error), entry)}")
     finally:
         for one in (future, *others):
             one.release()
@@ -388,6 +440,7 @@ def _batch(
 
     def opened() -> _Batch | _Apart:
         states, datasets = [], []
+        shared = recipes.SharedIndexes()
         for source in stores.sources_of(
             listing[first:last], entry.engine, entry.xarray_kwargs, entry.storage_options
         ):
@@ -395,7 +448,7 @@ def _batch(
             states.append(State(source, file.version))
             # Small data variables of many files would be many bytes.
             alone = len(listing) == 1 and not entry.combining and limits.data
-            datasets.append(recipes.dataset_of(file, entry, limits, eager_data=alone))
+            datasets.append(recipes.dataset_of(file, entry, limits, eager_data=alone, shared=shared))
         if not together or len(datasets) < 2:
             return _Batch(tuple(states), tuple(datasets))
         # Batches that were combined as Dask's arrays would be could not be combined as mosaics any more.
@@ -446,6 +499,21 @@ def _combination(
     )
 
 
+def _targets(entry: Entry) -> list[tuple[str, Mapping[str, Any]]] | _Failure:
+    """Say where the files are that an entry's references point to: a URL of each directory, and options."""
+
+    def found() -> list[tuple[str, Mapping[str, Any]]]:
+        options = filesystems.plain(entry.storage_options)
+        directories: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        for url in entry.urls:
+            if is_references(url):
+                for target, own in references.located(references.load(url, options), options):
+                    directories.setdefault(target.rpartition("/")[0], (target, own))
+        return list(directories.values())
+
+    return _explained(entry, found)
+
+
 def _unchanged(entry: Entry, engine: str | None, state: str) -> bool | _Failure:
     """Whether an entry is as it was when it was opened; nothing is opened to find out."""
 
@@ -462,6 +530,8 @@ def _explained(entry: Entry, work: Callable[[], T]) -> T | _Failure:
     try:
         return work()
     except FileNotFoundError as error:
+        if (cause := filesystems.cause_of(error)) is not error:
+            return _Failure(_diagnosis(cause, entry).rstrip("."))
         # zarr's error for a group is one of these, too, but names no file.
         if entry.xarray_kwargs.get("group") and error.filename is None and "group" in str(error):
             return _Failure(_diagnosis(error, entry).rstrip("."))
@@ -483,7 +553,7 @@ def _explained(entry: Entry, work: Callable[[], T]) -> T | _Failure:
 
 def _diagnosis(error: Exception, entry: Entry) -> str:
     """Say what an exception that a library raised while opening means to the user."""
-    complaint = scrub(_complaint(error), entry)
+    complaint = scrub(filesystems.explained(error), entry)
     group = entry.xarray_kwargs.get("group")
     if group and ("group" in complaint.lower() or isinstance(error, KeyError)):
         known = _groups(entry)
@@ -491,8 +561,10 @@ def _diagnosis(error: Exception, entry: Entry) -> str:
         return f"it has no group {group!r} ({complaint}).{there}"
     if isinstance(error, TypeError) and "unexpected keyword" in complaint:
         return f"xarray_kwargs has something that its engine does not take: {complaint}"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
         return f"{_whereabouts()} may not read it: {complaint}"
+    if "simplecache::" in complaint:
+        return complaint
     if isinstance(error, OSError | ValueError):
         return f"it is unreadable on {_whereabouts()}: {complaint}"
     return f"{complaint} ({traceback.extract_tb(error.__traceback__)[-1].name}) on {_whereabouts()}"
@@ -519,11 +591,6 @@ def _groups(entry: Entry) -> list[str]:
         return stores.groups_of(source)
     except Exception:
         return []
-
-
-def _complaint(error: BaseException) -> str:
-    text = str(error).strip() or "no further explanation"
-    return f"{type(error).__name__}: {text.splitlines()[0]}"
 
 
 def _whereabouts() -> str:

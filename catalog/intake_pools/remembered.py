@@ -37,11 +37,14 @@ class Opening:
         Differs when any of its files has another version, or there are others.
     engine : str or None
         That reads all of its files; None if several do.
+    pool : str or None
+        Where it was opened, if that is not where the entry lives: what its references point to is elsewhere.
     """
 
     dataset: xr.Dataset
     state: str
     engine: str | None
+    pool: str | None = None
 
     def copy(self) -> xr.Dataset:
         """Copy the Dataset so that nothing that is done to the copy changes what is remembered."""

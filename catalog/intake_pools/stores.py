@@ -12,6 +12,7 @@ import errno
 import hashlib
 import inspect
 import json
+import math
 import os
 import socket
 import threading
@@ -26,9 +27,19 @@ import xarray as xr
 from dask.base import tokenize
 
 from dask_pools.errors import EntryError
+from intake_pools import filesystems, references
 from intake_pools.known_drivers import NETCDF
+from intake_pools.marks import marks_of
 from intake_pools.netcdf_lock import LOCK
-from intake_pools.urls import is_local, is_pattern, public_options, public_url
+from intake_pools.urls import (
+    is_chain,
+    is_local,
+    is_pattern,
+    is_references,
+    public_options,
+    public_url,
+    without_caches,
+)
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -40,6 +51,7 @@ __all__ = [
     "StoreGone",
     "Version",
     "expand",
+    "forget",
     "opened",
     "reopened",
     "source_of",
@@ -53,13 +65,7 @@ _ZARR_DOCUMENTS = ("zarr.json", ".zmetadata", ".zgroup", ".zarray", ".zattrs")
 _FROM_FILE_OBJECTS = {"h5netcdf", "scipy"}
 # Engines on libraries that know no threads.
 _LOCKED = {"netcdf4", "h5netcdf"}
-# What tells one state of an object from another, by the names that file systems of fsspec use.
-_MARKS = (
-    "ETag", "etag", "versionId", "version_id", "generation", "md5Hash", "Content-MD5", "content_md5",
-    "LastModified", "last_modified", "updated", "mtime", "size",
-)  # fmt: skip
 
-_BYTES_OF_METADATA = 50_000
 _CAN_LEAVE_OUT_INDEXES = "create_default_indexes" in inspect.signature(xr.open_dataset).parameters
 # Requests for versions that are under way at once; each is short and mostly waits.
 _ASKED_AT_ONCE = 16
@@ -114,26 +120,28 @@ class Version:
     ----------
     text : str
         Differs between states as far as that can be seen; empty if nothing can.
-    anchor : str or None
-        Path of the local file that shows whether this is still so, at the price of one `os.stat`.
+    anchors : tuple of str
+        Paths of local files that show whether this is still so, at the price of an `os.stat` each.
     stamp : str or None
-        What `stamp_of` said about it.
+        What `stamp_of` said about them.
     consolidated : bool or None
         Of zarr, whether one document holds the metadata of all.
     """
 
     text: str
-    anchor: str | None = None
+    anchors: tuple[str, ...] = ()
     stamp: str | None = None
     consolidated: bool | None = None
 
     def now(self) -> str:
-        """Look at the anchor again: the same stamp, another, or what is missing."""
-        assert self.anchor is not None
-        try:
-            return stamp_of(self.anchor)
-        except OSError:
-            return f"none (no {self.anchor} on {socket.gethostname()})"
+        """Look at the anchors again: the same stamp, another, or what is missing."""
+        stamps = []
+        for anchor in self.anchors:
+            try:
+                stamps.append(stamp_of(anchor))
+            except OSError:
+                return f"none (no {anchor} on {socket.gethostname()})"
+        return ",".join(stamps)
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,7 @@ class State:
 
 @dataclass(frozen=True)
 class Opened:
-    """A Dataset that this process has open, lazily, and the version that it is of.
+    """A Dataset that this process has open, lazily and without indexes, and the version that it is of.
 
     To read chunks it needs no indexes, which take a third of the time to open it.
     """
@@ -154,11 +162,10 @@ class Opened:
     source: Source
     dataset: xr.Dataset
     version: Version
-    indexed: bool = True
 
-    def serves(self, source: Source, version: Version | None, indexed: bool) -> bool:
+    def serves(self, source: Source, version: Version | None) -> bool:
         """Whether it is what somebody wants."""
-        return self.source == source and self.version == version and self.indexed >= indexed
+        return self.source == source and self.version == version
 
 
 def stamp_of(path: str) -> str:
@@ -182,12 +189,9 @@ def expand(urls: Iterable[str], storage_options: Mapping[str, Any]) -> list[str]
         if not is_pattern(url):
             found.append(url)
             continue
-        import fsspec
-
         # The pattern is in the last link of a chain, which has options of its own.
         chain, link, end = url.rpartition("::")
-        options = storage_options.get(end.partition("://")[0], {}) if chain else storage_options
-        fs, path = fsspec.url_to_fs(end, **options)
+        fs, path = filesystems.end_file(url, storage_options)
         # A path with brackets in its name is that path.
         matching = [path] if "*" not in path and fs.exists(path) else sorted(fs.glob(path))
         if not matching:
@@ -262,10 +266,10 @@ def _looks_like_zarr(url: str, storage_options: Mapping[str, Any]) -> bool:
         return True
     if is_local(url):
         return os.path.isdir(url)
-    import fsspec
-
-    fs, path = fsspec.url_to_fs(url, **storage_options)
-    return any(fs.exists(f"{path}/{document}") for document in ("zarr.json", ".zmetadata", ".zgroup"))
+    if is_references(url):
+        return True
+    fs, path = filesystems.file_system(*without_caches(url, storage_options))
+    return any(fs.exists(_below(path, document)) for document in ("zarr.json", ".zmetadata", ".zgroup"))
 
 
 def _first_bytes(url: str, storage_options: Mapping[str, Any]) -> bytes:
@@ -274,10 +278,10 @@ def _first_bytes(url: str, storage_options: Mapping[str, Any]) -> bytes:
             raise EntryError(f"{url} is a directory, not a file; for zarr take the driver pooled_zarr")
         with open(url, "rb") as file:
             return file.read(8)
-    import fsspec
-
-    fs, path = fsspec.url_to_fs(url, **storage_options)
-    return bytes(fs.cat_file(path, start=0, end=8))
+    fs, path = filesystems.file_system(*without_caches(url, storage_options))
+    # Not cat_file: a server that knows no ranges sends all of it.
+    with fs.open(path, "rb", block_size=1024) as file:
+        return bytes(file.read(8))
 
 
 def version_of(source: Source) -> Version:
@@ -288,33 +292,67 @@ def version_of(source: Source) -> Version:
     FileNotFoundError
         If it is not there.
     """
+    if is_references(source.url):
+        return _references_version(source)
     if source.engine == "zarr" and not (source.local and os.path.isfile(source.url)):
         return _zarr_version(source)
     if source.local:
-        stamp = stamp_of(source.url)
-        return Version(stamp, source.url, stamp)
+        return _of_files("", [source.url])
     if source.engine not in _FROM_FILE_OBJECTS:
         # The engine reaches the URL in a way of its own (OPeNDAP); nothing general can be asked.
         return Version("")
-    import fsspec
+    return _end_version(source)
 
-    fs, path = fsspec.url_to_fs(source.url, **source.storage_options)
+
+def _of_files(text: str, paths: Sequence[str], consolidated: bool | None = None) -> Version:
+    """Version with local files as its anchors."""
+    stamp = ",".join(map(stamp_of, paths))
+    return Version(f"{text}-{stamp}" if text else stamp, tuple(paths), stamp, consolidated)
+
+
+def _end_version(source: Source) -> Version:
+    """Version of the one object where a URL or chain ends."""
+    fs, path = filesystems.end_file(source.url, source.storage_options)
+    if _is_local_file_system(fs):
+        return _of_files("", [path])
     fs.invalidate_cache()
-    return Version(_marks(fs.info(path)))
+    return Version(marks_of(fs.info(path)))
 
 
-def _marks(info: Mapping[str, Any]) -> str:
-    return "-".join(str(info[mark]) for mark in _MARKS if info.get(mark) is not None)
+def _is_local_file_system(fs: Any) -> bool:
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,))
+
+
+# The files that a set of references points to are part of its version, unless they are more than this.
+_TARGETS_COMPARED = 32
+
+
+def _references_version(source: Source) -> Version:
+    """State of a set of references, and of the files that they point to if those are few."""
+    found = references.load(source.url, source.storage_options)
+    marks = list(found.marks)
+    local: list[str] = []
+    if found.document is not None and _is_local_file_system(found.fs):
+        local.append(found.path if found.content is not None else f"{found.path}/.zmetadata")
+    if found.content is not None and len(found.targets()) <= _TARGETS_COMPARED:
+        for url, options in references.located(found, filesystems.plain(source.storage_options)):
+            fs, path = filesystems.file_system(url, options)
+            if _is_local_file_system(fs):
+                local.append(path)
+            else:
+                fs.invalidate_cache()
+                marks.append(marks_of(fs.info(path)))
+    text = hashlib.sha256("\0".join(marks).encode()).hexdigest()[:32]
+    consolidated = found.content is None or ".zmetadata" in found.content.get("refs", found.content)
+    return _of_files(text, local, consolidated) if local else Version(text, consolidated=consolidated)
 
 
 def _zarr_version(source: Source) -> Version:
     """Hash of the documents that describe a zarr group, and the time of its first one."""
-    import fsspec
-
-    fs, root = fsspec.url_to_fs(source.url, **source.storage_options)
+    fs, root = filesystems.file_system(*without_caches(source.url, source.storage_options))
     fs.invalidate_cache()
     root = root.rstrip("/")
-    group = f"{root}/{source.group}".rstrip("/")
+    group = _below(root, source.group)
     documents = _documents(fs, {root, group})
     if not documents:
         if not fs.exists(root):
@@ -327,23 +365,48 @@ def _zarr_version(source: Source) -> Version:
     )
     if source.xarray_kwargs.get("consolidated") is False or not consolidated:
         try:
-            below = [child["name"] for child in fs.ls(group, detail=True) if child["type"] == "directory"]
-        except (OSError, NotImplementedError):
-            below = []  # plain HTTP has no listing
+            below = [
+                child["name"].rstrip("/")
+                for child in fs.ls(group, detail=True)
+                if child["type"] == "directory"
+            ]
+        except Exception:  # plain HTTP has no listing, and servers say so in their own ways
+            below = []
         documents |= _documents(fs, below)
     digest = hashlib.sha256()
     for path, content in sorted(documents.items()):
         digest.update(path.removeprefix(root).encode() + b"\0" + content + b"\0")
     text = digest.hexdigest()[:32]
     if source.local:
-        stamp = stamp_of(anchor)
-        return Version(f"{text}-{stamp}", anchor, stamp, consolidated)
-    return Version(f"{text}-{_marks(fs.info(anchor))}", consolidated=consolidated)
+        return _of_files(text, [anchor], consolidated)
+    if is_chain(source.url):
+        # Of an archive, its members say less than it does itself.
+        at_end = without_caches(source.url, {})[0]
+        marks = _end_version(source).text if is_chain(at_end) else marks_of(fs.info(anchor))
+        return Version(f"{text}-{marks}", consolidated=consolidated)
+    return Version(f"{text}-{marks_of(fs.info(anchor))}", consolidated=consolidated)
+
+
+_WEB = ("http://", "https://")
+
+
+def _below(directory: str, name: str) -> str:
+    return f"{directory}/{name}".strip("/") if not directory else f"{directory}/{name}".rstrip("/")
 
 
 def _documents(fs: Any, directories: Iterable[str]) -> dict[str, bytes]:
-    paths = [f"{directory}/{document}" for directory in directories for document in _ZARR_DOCUMENTS]
-    return dict(fs.cat(paths, on_error="omit")) if paths else {}
+    """Read the documents that there are; if there are none, but not because they are absent, say why."""
+    paths = [_below(directory, document) for directory in directories for document in _ZARR_DOCUMENTS]
+    if not paths:
+        return {}
+    answers = fs.cat(paths, on_error="return")
+    documents = {path: answer for path, answer in answers.items() if not isinstance(answer, Exception)}
+    if not documents:
+        absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError)
+        for answer in answers.values():
+            if isinstance(answer, Exception) and not isinstance(answer, absent):
+                raise answer
+    return documents
 
 
 def _is_consolidated(path: str, content: bytes) -> bool:
@@ -357,15 +420,20 @@ def _is_consolidated(path: str, content: bytes) -> bool:
         return False
 
 
-def _guarded_store(source: Source) -> Store:
+def _guarded_store(source: Source, version: Version) -> Store:
     """Make the zarr store of a source; it raises `StoreGone` where others read fill values from nowhere."""
-    from zarr.storage import FsspecStore, LocalStore, WrapperStore, ZipStore
+    from zarr.storage import LocalStore, WrapperStore, ZipStore
 
     class GuardedStore(WrapperStore):  # type: ignore[type-arg]  # any kind of store
         """Tells a chunk that was never written from a store that is not there."""
 
         async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
             found = await self._store.get(key, prototype, byte_range)
+            if found is not None and byte_range is not None and len(found) > _length(byte_range):
+                # A web server that knows no ranges sends all of it.
+                raise OSError(
+                    f"{len(found)} bytes came for a part of {key}: its server sends no parts of a file"
+                )
             if found is None and key.rpartition("/")[2] not in _ZARR_DOCUMENTS:
                 prefixes = {"", f"{source.group}/" if source.group else ""}
                 for document in [prefix + name for prefix in prefixes for name in _ZARR_DOCUMENTS]:
@@ -376,35 +444,48 @@ def _guarded_store(source: Source) -> Store:
             return found
 
     if not source.local:
-        return GuardedStore(
-            FsspecStore.from_url(source.url, storage_options=dict(source.storage_options), read_only=True)
-        )
+        return GuardedStore(filesystems.zarr_store(source.url, source.storage_options, version.text))
     if os.path.isfile(source.url):
         return GuardedStore(ZipStore(source.url, mode="r", read_only=True))
     return GuardedStore(LocalStore(source.url, read_only=True))
 
 
-def _open(source: Source, version: Version, indexed: bool = True) -> xr.Dataset:
+def _length(byte_range: Any) -> float:
+    """Bytes that a request for part of a file asks for, at most."""
+    if hasattr(byte_range, "end"):
+        return float(byte_range.end - byte_range.start)
+    return float(getattr(byte_range, "suffix", math.inf))
+
+
+def _open(source: Source, version: Version) -> xr.Dataset:
     target: Any = source.url
     kwargs = dict(source.xarray_kwargs)
-    if not indexed and _CAN_LEAVE_OUT_INDEXES:
+    if _CAN_LEAVE_OUT_INDEXES:
         kwargs["create_default_indexes"] = False
     if source.engine == "zarr":
-        target = _guarded_store(source)
+        if kwargs.get("consolidated") and version.consolidated is False:
+            raise EntryError(
+                f"{public_url(source.url)} has no consolidated metadata. Leave out `consolidated: true`"
+            )
+        target = _guarded_store(source, version)
         # xarray would try both ways, and warn.
         kwargs.setdefault("consolidated", version.consolidated)
     elif source.engine in _FROM_FILE_OBJECTS and not source.local:
-        import fsspec
-
-        fs, path = fsspec.url_to_fs(source.url, **source.storage_options)
-        target = fs.open(path, "rb")
+        target = filesystems.open_file(source.url, source.storage_options, version.text)
     elif source.storage_options and not source.local:
         raise EntryError(
             f"engine {source.engine!r} takes no storage_options; h5netcdf and scipy read NetCDF with them"
         )
     # chunks=None: Dask comes in one floor up, with names of ours.
     if source.engine not in _LOCKED:
-        return xr.open_dataset(target, engine=source.engine, chunks=None, cache=False, **kwargs)
+        dataset = xr.open_dataset(target, engine=source.engine, chunks=None, cache=False, **kwargs)
+        if not dataset.variables and not kwargs.get("consolidated") and source.url.startswith(_WEB):
+            raise EntryError(
+                f"nothing is found in {public_url(source.url)}: it has no consolidated metadata, or is to be "
+                "opened without, and its web server does not list what is there. Have its owner call "
+                "zarr.consolidate_metadata, and leave out `consolidated: false`"
+            )
+        return dataset
     with LOCK:
         return xr.open_dataset(target, engine=source.engine, chunks=None, cache=False, lock=LOCK, **kwargs)
 
@@ -414,7 +495,7 @@ def groups_of(source: Source) -> list[str]:
     if source.engine == "zarr":
         import zarr
 
-        root = zarr.open_group(_guarded_store(source), mode="r")
+        root = zarr.open_group(_guarded_store(source, version_of(source)), mode="r")
         return sorted(path for path, member in root.members(max_depth=None) if isinstance(member, zarr.Group))
     if source.local and source.engine in _LOCKED:
         import netCDF4
@@ -428,10 +509,9 @@ def groups_of(source: Source) -> list[str]:
                 below += inner
         return sorted(paths)
     if source.engine == "h5netcdf":
-        import fsspec
         import h5py
 
-        fs, path = fsspec.url_to_fs(source.url, **source.storage_options)
+        fs, path = filesystems.file_system(source.url, source.storage_options)
         paths = []
 
         def note(name: str, member: Any) -> None:
@@ -447,24 +527,24 @@ def groups_of(source: Source) -> list[str]:
 class _Slot:
     """Room for one open Dataset; its lock lets one thread open while others wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.lock = threading.Lock()
         self.opened: Opened | None = None
         self.used = time.monotonic()
-        # Bytes that it keeps in memory, about.
-        self.weight = 0
         # Whether the file has been closed since it was used last; reading opens it again.
         self.at_rest = False
 
 
-# What is open, or was and can be read again in less time: so many Datasets at most, and so many bytes.
+# What is open, or was and can be read again in less time: so many Datasets at most, of some 50 kB each.
 # (File handles are limited by xarray's setting file_cache_maxsize.)
 _KEPT = 1024
-_KEPT_BYTES = 100_000_000
 # Seconds after which a file that nobody reads is closed. HDF5 locks what is open, so nobody else could write
 # it; opening it again takes some milliseconds.
 _IDLE = 1.0
 _slots: OrderedDict[str, _Slot] = OrderedDict()
+# Those of each URL: of the same data otherwise opened, or in another state.
+_slots_of: dict[str, set[str]] = {}
 _slots_lock = threading.Lock()
 _closer: threading.Thread | None = None
 
@@ -472,11 +552,12 @@ _closer: threading.Thread | None = None
 def _slot(source: Source) -> _Slot:
     with _slots_lock:
         new = source.token not in _slots
-        slot = _slots.setdefault(source.token, _Slot())
+        slot = _slots.setdefault(source.token, _Slot(source.url))
         slot.used = time.monotonic()
         woken, slot.at_rest = slot.at_rest, False
         _slots.move_to_end(source.token)
         if new:
+            _slots_of.setdefault(source.url, set()).add(source.token)
             _make_room()
     if woken:
         _close_when_idle()
@@ -485,11 +566,18 @@ def _slot(source: Source) -> _Slot:
 
 def _make_room() -> None:
     """Forget what was used longest ago."""
-    weight = sum(slot.weight for slot in _slots.values())
-    while len(_slots) > _KEPT or (weight > _KEPT_BYTES and len(_slots) > 1):
+    while len(_slots) > _KEPT:
         # Not closed: another thread may be reading. The last reader lets it go.
-        _, slot = _slots.popitem(last=False)
-        weight -= slot.weight
+        _drop(next(iter(_slots)))
+
+
+def _drop(token: str) -> _Slot:
+    """Take one out, with the lock of all held."""
+    slot = _slots.pop(token)
+    _slots_of[slot.url].discard(token)
+    if not _slots_of[slot.url]:
+        del _slots_of[slot.url]
+    return slot
 
 
 def _close_when_idle() -> None:
@@ -526,21 +614,40 @@ def _close_idle() -> None:
             one.dataset.close()
 
 
+def forget(concerns: Callable[[str], bool] = lambda url: True) -> None:
+    """Close what this process has open, and forget its metadata.
+
+    Parameters
+    ----------
+    concerns : callable, optional
+        Whether a path or URL is meant; by default all are.
+    """
+    with _slots_lock:
+        dropped = [
+            _drop(token)
+            for url in [url for url in _slots_of if concerns(url)]
+            for token in list(_slots_of[url])
+        ]
+    for slot in dropped:
+        if slot.opened is not None:
+            slot.opened.dataset.close()
+
+
 def _forget_others(source: Source, version: Version) -> None:
     """Close what is open of other versions of the same data.
 
     HDF5 takes two openings of one inode for one file, and would show the old content through the new one.
     """
     with _slots_lock:
-        slots = list(_slots.values())
+        slots = [_slots[token] for token in _slots_of.get(source.url, ())]
     for slot in slots:
         held = slot.opened
-        if held and held.source.url == source.url and held.version != version:
+        if held and held.version != version:
             slot.opened = None
             held.dataset.close()
 
 
-def reopened(source: Source, expected: Version | None = None, indexed: bool = True) -> Opened:
+def reopened(source: Source, expected: Version | None = None) -> Opened:
     """Open a source as it is now; what this process has open is taken if the version is the same.
 
     Parameters
@@ -548,21 +655,16 @@ def reopened(source: Source, expected: Version | None = None, indexed: bool = Tr
     source : Source
     expected : Version, optional
         One that is good enough, if another thread has opened it meanwhile.
-    indexed : bool, optional
-        Whether its indexes are needed.
     """
     slot = _slot(source)
     with slot.lock:
         held = slot.opened
-        if held is not None and held.serves(source, expected, indexed):
+        if held is not None and held.serves(source, expected):
             return held
         version = version_of(source)
-        if held is None or not held.serves(source, version, indexed):
+        if held is None or not held.serves(source, version):
             _forget_others(source, version)
-            held = slot.opened = Opened(source, _open(source, version, indexed), version, indexed)
-            slot.weight = _BYTES_OF_METADATA + sum(
-                held.dataset.variables[name].nbytes for name in held.dataset.xindexes
-            )
+            held = slot.opened = Opened(source, _open(source, version), version)
             if source.holds_file:
                 _close_when_idle()
         return held
@@ -583,13 +685,15 @@ def opened(source: Source, version: Version, changed: Callable[[str], Exception]
     -----
     A local file is looked at on every call (one `os.stat`); a remote one when this process opens it.
     """
-    if version.anchor is not None and (now := version.now()) != version.stamp:
+    if version.anchors and (now := version.now()) != version.stamp:
         raise changed(now)
     held = _slot(source).opened
-    if held is None or not held.serves(source, version, indexed=False):
+    if held is None or not held.serves(source, version):
         try:
-            held = reopened(source, version, indexed=False)
-        except FileNotFoundError:
+            held = reopened(source, version)
+        except FileNotFoundError as error:
+            if (cause := filesystems.cause_of(error)) is not error:
+                raise cause from None
             raise changed(f"none (no {public_url(source.url)} for {socket.gethostname()})") from None
         if held.version != version:
             raise changed(held.version.text)

@@ -32,6 +32,8 @@ DEFAULTS: dict[str, Any] = {
         "prefer": [],
         # Whether replicas in pools that have workers are compared when one of them is opened.
         "compare-replicas": True,
+        # Data centre in which the client runs: what must stay there may come to it as it is. None: in none.
+        "here": None,
         # A computation that would move more bytes between pools is refused before any of its tasks runs.
         "transfer-budget": None,
     }

@@ -15,6 +15,7 @@ from dask._task_spec import (
     DataNode,
     GraphNode,
     Task,
+    TaskRef,
     _execute_subgraph,
     convert_legacy_graph,
     fuse_linear_task_spec,
@@ -49,7 +50,9 @@ __all__ = [
     "Layer",
     "MaterializedLayer",
     "P2PBarrierTask",
+    "Task",
     "TaskPrefix",
+    "TaskRef",
     "TaskState",
     "WorkerState",
     "convert_legacy_graph",
@@ -273,16 +276,16 @@ def sliced_shape(task: GraphNode, shape: tuple[int, ...]) -> tuple[int, ...] | N
     return (*lengths, *shape[len(index) :])
 
 
-def threads_by_resource() -> dict[str, int]:
-    """Threads of the workers, of all schedulers in this process, that offer each resource.
+def threads_by_resource() -> dict[str, list[int]]:
+    """Threads of each worker, of all schedulers in this process, that offers a resource.
 
     Called from the offload thread while the scheduler runs: copies first, and never writes.
     """
-    threads: dict[str, int] = {}
+    threads: dict[str, list[int]] = {}
     for scheduler in schedulers_here():
         for worker in list(scheduler.workers.values()):
             for name in list(worker.resources):
-                threads[name] = threads.get(name, 0) + worker.nthreads
+                threads.setdefault(name, []).append(worker.nthreads)
     return threads
 
 

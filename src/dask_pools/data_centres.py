@@ -12,6 +12,7 @@ One schema and one parser for it. A file reads::
         endpoints: ["https://s3.eumetsat.int"]
         parameters: {DATA_PATH: "$HOME/eumetsat"}
         workers: {launcher: local, threads: 2}
+        site: {host: login.eumetsat.int}
 
 The rule that covers most of a place wins. A prefix matches whole components: ``/data/ecmwf`` hosts
 ``/data/ecmwf`` and what is below it, but not ``/data/ecmwf2``; ``s3://bucket/a`` not ``s3://bucket/ab``. The
@@ -21,7 +22,8 @@ meant.
 Paths and URLs are normalised before they are compared, so ``/data/ecmwf/../other`` is below ``/data``.
 
 The file is the user's own, so environment variables may be used in its values. This module knows neither
-catalogues nor launchers; what ``workers:`` may say is in `dask_pools.workers`.
+catalogues nor launchers; what ``workers:`` may say is in `dask_pools.workers`, and
+what ``site:``, ``scheduler:`` and ``network:`` may, in `dask_pools.network`.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from pydantic import (
 )
 
 from dask_pools.errors import DataCentresError
+from dask_pools.network import SCHEDULER, NetworkKind, SchedulerSection, SiteSection
 from dask_pools.pins import check_name
 from dask_pools.places import KINDS, SCHEME, Place, Rule, Rules, form_of, place_of
 from dask_pools.workers import WRONG, Workers
@@ -98,6 +101,8 @@ class DataCentre(BaseModel):
         ``stay`` if raw chunks may not leave.
     workers : dask_pools.workers.Workers or None
         How to get workers there; None if this file does not say.
+    site : dask_pools.network.SiteSection or None
+        Its control host, and how it is reached; None if this file does not say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -109,7 +114,9 @@ class DataCentre(BaseModel):
     regions: tuple[str, ...] = ()
     parameters: dict[str, str] = Field(default_factory=dict)
     residency: Literal["stay"] | None = None
-    workers: Annotated[Workers | None, PlainValidator(parse_workers)] = None
+    site: SiteSection | None = None
+    # Left out where rules are written down, as where they are pickled.
+    workers: Annotated[Workers | None, PlainValidator(parse_workers)] = Field(default=None, exclude=True)
 
     def __getstate__(self) -> dict[Any, Any]:
         """Get what is pickled: rules travel with graphs, and what is said about workers may be secret."""
@@ -150,6 +157,10 @@ class DataCentres(BaseModel):
     costs : dict of str to dict of str to float
         What a byte costs from one data centre (outer key) to another (inner key), relative to the others:
         prices or inverse bandwidths. Pairs that are not there cost 1.
+    network : {"mesh", "tls"}
+        How what goes between data centres is carried.
+    scheduler : dask_pools.network.SchedulerSection
+        How the machine of the scheduler is reached.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -157,6 +168,8 @@ class DataCentres(BaseModel):
     version: Literal[1] = 1
     data_centres: dict[str, DataCentre]
     costs: dict[str, dict[str, float]] = Field(default_factory=dict)
+    network: NetworkKind = "mesh"
+    scheduler: SchedulerSection = Field(default_factory=SchedulerSection)
 
     _origin: str = PrivateAttr(default="the data centres given")
     _rules: Rules = PrivateAttr(default_factory=Rules)
@@ -242,6 +255,7 @@ class DataCentres(BaseModel):
 
     def _index(self, origin: str, lines: Mapping[tuple[Any, ...], tuple[str, int | None]]) -> None:
         self._origin, self._lines = origin, dict(lines)
+        self._check_sites()
         for name, data_centre in self.data_centres.items():
             for plural, kind in _LISTS.items():
                 for number, pattern in enumerate(getattr(data_centre, plural)):
@@ -253,6 +267,28 @@ class DataCentres(BaseModel):
                             f"{kind} of {other.data_centre!r}: {other}. A {kind} belongs to one data centre; "
                             f"remove one of the two{longer}."
                         )
+
+    def _check_sites(self) -> None:
+        """Refuse relays that are no sites, and a site of the scheduler's name."""
+        sites = {name: one.site for name, one in self.data_centres.items() if one.site is not None}
+        relays: dict[tuple[str, ...], str | None] = {("scheduler",): self.scheduler.relay}
+        relays |= {("data_centres", name, "site"): site.relay for name, site in sites.items()}
+        known = [*sites, SCHEDULER]
+        for at, relay in relays.items():
+            if relay is not None and relay not in known:
+                near = difflib.get_close_matches(relay, known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                where = _at(*self._lines.get((*at, "relay"), (self._origin, None)))
+                raise DataCentresError(
+                    f"{where}: {_dotted((*at, 'relay'))}: {relay!r} is no site of this file.{hint} Sites: "
+                    f"{', '.join(known)}."
+                )
+        if SCHEDULER in sites:
+            where = _at(*self._lines.get(("data_centres", SCHEDULER), (self._origin, None)))
+            raise DataCentresError(
+                f"{where}: a data centre with a site cannot be called {SCHEDULER!r}: that is what the "
+                "scheduler's own site is called. Give it another name."
+            )
 
 
 def parse(text: str, origin: str, *, environment: Mapping[str, str] | None = None) -> DataCentres:
@@ -427,12 +463,12 @@ def _complaint(
         near = difflib.get_close_matches(str(at[-1]), allowed, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"{where}: unknown key {key!r}.{hint} Allowed here: {', '.join(allowed)}."
-    in_section = at[2:3] == ("workers",)
+    in_section = at[2:3] in (("workers",), ("site",)) or at[:1] in (("network",), ("scheduler",))
     shape = "" if in_section else f" The file should read: {_SHAPE}"
     if kind == "missing":
         return f"{where}: key {key!r} is missing.{shape}"
     if kind == "value_error":
-        return f"{where}: {key}: {error['msg'].removeprefix('Value error, ')}"
+        return f"{where}: {f'{key}: ' * bool(key)}{error['msg'].removeprefix('Value error, ')}"
     if in_section:
         expected = _EXPECTED_IN_SECTIONS.get(kind, error["msg"].removeprefix("Input should be "))
         return f"{where}: {key} should be {expected}, not {error['input']!r}."
@@ -455,7 +491,7 @@ _EXPECTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }
-# Below `workers`, whose keys are of many kinds.
+# In sections, whose keys are of many kinds.
 _EXPECTED_IN_SECTIONS = {
     "string_type": "a text (in quotes, should it look like a number)",
     "int_type": "a whole number",
@@ -548,7 +584,8 @@ def merge(several: Sequence[DataCentres]) -> DataCentres:
     Raises
     ------
     DataCentresError
-        If one rule belongs to two data centres, or a parameter, a cost or `workers` has two values.
+        If one rule belongs to two data centres, or a parameter, a cost, `workers`, `site`, `network` or
+        `scheduler` has two values.
     """
     if len(several) == 1:
         return several[0]
@@ -572,6 +609,8 @@ def merge(several: Sequence[DataCentres]) -> DataCentres:
                 lines.setdefault(at, one._lines.get(at, (one.origin, None)))
             if workers := _one_of(known.workers, data_centre.workers, f"workers of {name}", one):
                 fields["workers"] = workers
+            if site := _one_of(known.site, data_centre.site, f"details of the site of {name}", one):
+                fields["site"] = site
             merged[name] = DataCentre(
                 **fields,
                 parameters=_joined(
@@ -581,7 +620,11 @@ def merge(several: Sequence[DataCentres]) -> DataCentres:
             )
         for name, row in one.costs.items():
             costs[name] = _joined(costs.get(name, {}), row, f"the cost from {name} to {{}}", one)
-    together = DataCentres(data_centres=merged, costs=costs)
+    top: dict[str, Any] = {}
+    for one in several:
+        for key in {"network", "scheduler"} & one.model_fields_set:
+            top[key] = _one_of(top.get(key), getattr(one, key), f"values of {key}", one)
+    together = DataCentres(data_centres=merged, costs=costs, **top)
     together._index(" and ".join(dict.fromkeys(one.origin for one in several)), lines)
     return together
 

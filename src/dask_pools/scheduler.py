@@ -151,7 +151,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             pools_retire=self.retire,
         )
         for address, worker in scheduler.workers.items():
-            if offered := _pools_offered(worker.resources):
+            if offered := pins.pools_of_resources(worker.resources):
                 self.seen.update(offered)
                 self._check_version(address)
         check = PeriodicCallback(self._check, CHECK_SECONDS * 1000)
@@ -171,7 +171,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self._forget_owners(now)
         pools: dict[str, dict[str, int]] = {}
         for worker in self.scheduler.workers.values():
-            for pool in _pools_offered(worker.resources):
+            for pool in pins.pools_of_resources(worker.resources):
                 if worker.address in self._workers_of(pool):
                     counts = pools.setdefault(pool, {"workers": 0, "threads": 0})
                     counts["workers"] += 1
@@ -410,7 +410,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         """Ask for all the pools that new tasks need, before any of them is sent."""
         lacking: dict[str, bool] = {}
         for task in tasks:
-            for pool in _pools_offered(task.resource_restrictions):
+            for pool in pins.pools_of_resources(task.resource_restrictions):
                 self._gauge.expect(task, pool)
                 if pool not in lacking:
                     lacking[pool] = not self._workers_of(pool)
@@ -500,17 +500,17 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         """Hold pinned tasks back from a worker that joins until its version is known."""
         state = scheduler.workers[worker]
         self._gauge.joined(worker)
-        if _pools_offered(state.resources):
+        if pins.pools_of_resources(state.resources):
             self._offer(worker, open_=False)
         if self._send_home(worker, str(state.name)):
             return
-        if _pools_offered(state.resources):
+        if pins.pools_of_resources(state.resources):
             # Not awaited: a worker answers nothing before the scheduler has greeted it, which is after this.
             self._check_version(worker)
 
     def _send_home(self, address: str, name: str) -> bool:
         """Close a worker that its owner does not want any more, or that is not what it asked for."""
-        offered = _pools_offered(self.scheduler.workers[address].resources)
+        offered = pins.pools_of_resources(self.scheduler.workers[address].resources)
         for owner in self.owners.values():
             if name in owner.dismissed:
                 why = "it came after its request had been withdrawn"
@@ -565,7 +565,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             self._reject_old(worker)
             return
         self._offer(worker, open_=True)
-        for pool in _pools_offered(state.resources):
+        for pool in pins.pools_of_resources(state.resources):
             self.seen.add(pool)
             self._missing.pop(pool, None)
         self._refresh_barriers()
@@ -629,7 +629,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         for task in self.scheduler.unrunnable:
             required = tuple(task.resource_restrictions or ())
             if required not in looked:
-                pools = _pools_offered(task.resource_restrictions)
+                pools = pins.pools_of_resources(task.resource_restrictions)
                 looked[required] = pools, [pool for pool in pools if not self._workers_of(pool)]
             pools, lacking = looked[required]
             loose = loose or not pools
@@ -705,7 +705,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         if refused := [
             f"{worker} ({version})"
             for worker, version in self.mismatched.items()
-            if pool in _pools_offered(self.scheduler.workers[worker].resources)
+            if pool in pins.pools_of_resources(self.scheduler.workers[worker].resources)
         ]:
             return (
                 f"Workers that joined for it have another version of intake-pools than this scheduler: "
@@ -713,7 +713,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 f"pip install intake-pools=={dask_pools.__version__}."
             )
         supplied = {other for other, supply in supplies.items() if supply.maximum != 0}
-        joining = any(pool in _pools_offered(w.resources) for w in self.scheduler.workers.values())
+        joining = any(pool in pins.pools_of_resources(w.resources) for w in self.scheduler.workers.values())
         if pool not in supplied and pool not in self.seen and not joining:
             near = difflib.get_close_matches(pool, sorted(supplied | self.seen), n=1)
             asleep = sorted(other for other in supplied if not self._workers_of(other))
@@ -747,13 +747,6 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 )
             )
         self.scheduler.transitions(recommendations, stimulus_id=stimulus_id)
-
-
-def _pools_offered(resources: Mapping[str, float] | None) -> tuple[str, ...]:
-    """Pools among the resources that a worker offers or a task requires."""
-    return tuple(
-        name[len(pins.RESOURCE_PREFIX) :] for name in resources or () if name.startswith(pins.RESOURCE_PREFIX)
-    )
 
 
 def install(scheduler: Scheduler) -> PoolsPlugin:

@@ -1,6 +1,5 @@
 """Where something is that no rule knows: asked of its store, or of the workers."""
 
-import logging
 import uuid
 
 import dask
@@ -12,18 +11,6 @@ from intake_pools import load_from_catalog
 from intake_pools.locate import locate
 
 RULES = {"data_centres": {"ecmwf": {"regions": ["s3:eu-west-2"]}, "eumetsat": {"prefixes": ["/sat/"]}}}
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.mark.parametrize(("region", "located"), [("eu-west-2", True), ("eu-north-1", False)])

@@ -337,6 +337,88 @@ def test_options_with_which_a_library_runs_what_it_reads_are_refused(tmp_path, a
         open_catalog(tmp_path / "cat.yaml", data_centres=RULES)["a"]
 
 
+UNSAFE = [
+    # A copy of what somebody's server sends, under a name and in a directory of its author's choice.
+    (
+        "filecache::https://x.org/authorized_keys",
+        "{cache_storage: ~/.ssh, same_names: true}",
+        "cache_storage",
+    ),
+    ("simplecache::s3://b/a.nc", "{simplecache: {cache_storage: /home/me}}", "cache_storage"),
+    ("sftp://x.org/a.nc", "{proxy_command: touch @FLAG@}", "proxy_command"),
+    ("ssh://x.org/a.nc", "{config: [/tmp/evil]}", "config"),
+    ("s3://b/a.nc", "{client_kwargs: {verify: /etc/ssl/mine.pem}}", "client_kwargs.verify"),
+    ("s3://b/a.nc", "{config_kwargs: {proxies: {https: 'http://x.org'}}}", "config_kwargs.proxies"),
+    ("s3://b/a.nc", "{profile: production}", "profile"),
+    ("s3://b/a.nc", "{key: {cls: evil_module.Evil}}", "key"),
+    ("s3://b/a.nc", "{session: {cls: evil_module.Evil}}", "session"),
+    ("https://x.org/a.nc", "{client_kwargs: {trust_env: true}}", "trust_env"),
+    ("https://x.org/a.nc", "{get_client: evil_module.Evil}", "get_client"),
+    ("gs://b/a.zarr", "{token: /home/me/.config/gcloud/key.json}", "token"),
+    ("gs://b/a.zarr", "{token: key}", "token"),
+    ("s3://b/a.zarr", "{token: ~/secret}", "token"),
+    ("gs://b/a.zarr", "{endpoint_url: 'https://x.org'}", "endpoint_url"),
+    ("reference::/data/a.json", "{remote_options: {endpoint_url: 'https://x.org'}}", "endpoint_url"),
+    ("reference::/data/a.json", "{remote_options: {profile: production}}", "profile"),
+    ("reference::/data/a.json", "{fs: {ssh: {proxy_command: touch @FLAG@}}}", "proxy_command"),
+    ("zip://a.nc::/data/a.zip", "{mode: a}", "mode"),
+]
+
+
+@pytest.mark.parametrize(("url", "options", "named"), UNSAFE)
+@pytest.mark.parametrize("version", [1, 2])
+def test_storage_options_that_do_more_than_read_are_refused(attack, made, version, url, options, named):
+    if version == 1:
+        text = f"sources: {{a: {{driver: zarr, args: {{urlpath: '{url}', storage_options: {options}}}}}}}"
+    else:
+        text = (
+            f"version: 2\naliases: {{a: r}}\ndata: {{d: {{datatype: 'intake.readers.datatypes:Zarr', "
+            f"kwargs: {{url: '{url}', storage_options: {options}}}}}}}\nentries: {{r: {{reader: "
+            "'intake.readers.readers:XArrayDatasetReader', kwargs: {args: ['{data(d)}']}}}\n"
+        )
+    path = attack.write(text)
+    with pytest.raises(EntryError, match=rf"its storage option '.*{named}'"):
+        open_catalog(path, data_centres=RULES)["a"]
+    assert not attack.worked
+
+
+HARMLESS = [
+    ("s3://b/a.zarr", "{anon: true, client_kwargs: {endpoint_url: 'https://x.org', verify: false}}"),
+    (
+        "s3://b/a.zarr",
+        "{key: k, secret: s, token: IQoJb3JpZ2lu/2VjEA==, config_kwargs: {s3: {addressing_style: path}}}",
+    ),
+    ("gs://b/a.zarr", "{requester_pays: true, token: cloud, project: p, consistency: none}"),
+    ("https://x.org/a.zarr", "{headers: {Authorization: Bearer x}, client_kwargs: {headers: {X: y}}}"),
+    ("simplecache::s3://b/a.zarr", "{s3: {anon: true}, simplecache: {same_names: true, cache_storage: TMP}}"),
+    (
+        "reference://",
+        "{fo: 's3://b/a.json', remote_protocol: gs, remote_options: {token: anon, asynchronous: true}}",
+    ),
+    ("reference://", "{fo: 's3://b/a.json', target_options: {anon: true, compression: zstd}, lazy: true}"),
+    (
+        "reference::s3://b/a.json",
+        "{remote_protocol: s3, remote_options: {anon: true, endpoint_url: 'https://x.org'}}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("url", "options"), HARMLESS)
+def test_storage_options_of_real_catalogues_are_handed_on(tmp_path, url, options):
+    (tmp_path / "cat.yaml").write_text(
+        f"sources: {{a: {{driver: zarr, args: {{urlpath: '{url}', storage_options: {options}}}}}}}"
+    )
+    assert open_catalog(tmp_path / "cat.yaml", data_centres=RULES)["a"].storage_options
+
+
+def test_who_trusts_the_author_gets_every_option(tmp_path):
+    (tmp_path / "cat.yaml").write_text(
+        "sources: {a: {driver: zarr, args: {urlpath: 's3://b/a.zarr', storage_options: {profile: mine}}}}"
+    )
+    opened = open_catalog(tmp_path / "cat.yaml", data_centres=RULES, allow_code=True)
+    assert opened["a"].storage_options == {"profile": "mine"}
+
+
 @pytest.mark.parametrize("method", ["to_netcdf", "to_zarr", "pipe", "map", "reduce", "__class__"])
 def test_a_pipeline_of_version_2_neither_writes_nor_calls(attack, method):
     path = attack.write(

@@ -187,9 +187,8 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         """
         pools: dict[str, list[str]] = {pool: [] for pool in self._pool_specs}
         for worker in list(self.scheduler_info["workers"].values()):
-            for resource in worker["resources"]:
-                if pool := pins.pool_of_resources({resource: 1}):
-                    pools.setdefault(pool, []).append(str(worker["name"]))
+            for pool in pins.pools_of_resources(worker["resources"]):
+                pools.setdefault(pool, []).append(str(worker["name"]))
         return {pool: sorted(names) for pool, names in pools.items()}
 
     @property

@@ -6,6 +6,7 @@ Plain data: it starts nothing, and knows launchers only as something that a pool
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -94,13 +95,17 @@ def check_count(pool: str, count: int, maximum: int | None = None) -> None:
         raise ValueError(f"Pool {pool!r} cannot have {count} workers: it has a maximum of {maximum}.")
 
 
-def pool_specs(given: DataCentres | str | os.PathLike[str]) -> dict[str, PoolSpec]:
+def pool_specs(
+    given: DataCentres | str | os.PathLike[str], launchers: Mapping[str, Launcher] | None = None
+) -> dict[str, PoolSpec]:
     """Read from a data-centres file what pools there can be, and how their workers are started.
 
     Parameters
     ----------
     given : DataCentres or path
         Data centres without a ``workers:`` section get no pool.
+    launchers : mapping of str to Launcher, optional
+        Launchers of pools, in place of those that their sections would make.
 
     Returns
     -------
@@ -114,6 +119,7 @@ def pool_specs(given: DataCentres | str | os.PathLike[str]) -> dict[str, PoolSpe
     ImportError
         If a launcher needs a package that is not there; says how to install it.
     """
+    launchers = launchers or {}
     known = data_centres.load(given)
     sections = {name: one.workers for name, one in known.data_centres.items() if one.workers is not None}
     if not sections:
@@ -123,7 +129,7 @@ def pool_specs(given: DataCentres | str | os.PathLike[str]) -> dict[str, PoolSpe
         )
     return {
         pool: PoolSpec(
-            launcher=workers.options.launcher(pool, workers),
+            launcher=launchers[pool] if pool in launchers else workers.options.launcher(pool, workers),
             worker=WorkerShape(
                 threads=workers.threads,
                 memory_limit=workers.memory,

@@ -9,14 +9,15 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 
+from distributed import Security
 from distributed.core import rpc
 
 from dask_pools.cluster.launchers import WorkerShape
 
 __all__ = ["joined", "worker_command"]
 
-# Seconds between two looks at who has joined.
-POLL = 0.05
+# Seconds between two looks at who has joined: soon at first, and rarely for those that wait in a queue.
+POLL, POLL_AT_MOST = 0.05, 2.0
 
 
 def worker_command(
@@ -56,7 +57,7 @@ def worker_command(
     ]
 
 
-async def joined(scheduler: str, name: str, timeout: float, ended: Awaitable[str]) -> None:
+async def joined(scheduler: str, name: str, timeout: float | None, ended: Awaitable[str]) -> None:
     """Wait until a worker has joined the scheduler.
 
     Parameters
@@ -65,8 +66,8 @@ async def joined(scheduler: str, name: str, timeout: float, ended: Awaitable[str
         Address of the scheduler.
     name : str
         Of the worker.
-    timeout : float
-        Seconds to wait at most.
+    timeout : float or None
+        Seconds to wait at most; None for no limit.
     ended : awaitable of str
         Completes if the worker will not come, saying why; cancelled when it has come.
 
@@ -94,8 +95,11 @@ async def joined(scheduler: str, name: str, timeout: float, ended: Awaitable[str
 
 
 async def _joined(scheduler: str, name: str) -> None:
-    async with rpc(scheduler) as remote:
+    wait = POLL
+    # With Dask's own settings of TLS, where there are some.
+    async with rpc(scheduler, connection_args=Security().get_connection_args("worker")) as remote:
         while not any(
             worker["name"] == name for worker in (await remote.identity(n_workers=-1))["workers"].values()
         ):
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(wait)
+            wait = min(1.1 * wait, POLL_AT_MOST)

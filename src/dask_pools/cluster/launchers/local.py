@@ -19,7 +19,6 @@ import sys
 import sysconfig
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dask
@@ -40,7 +39,7 @@ CLOSE_TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class LocalLauncher:
-    """Start workers as processes on this machine that listen on the loopback interface only.
+    """Start workers as processes on this machine.
 
     Parameters
     ----------
@@ -52,12 +51,15 @@ class LocalLauncher:
         Level from which on the workers log.
     timeout : float
         Seconds within which a worker has to join.
+    host : str
+        Address that the workers listen on; that of the loopback interface keeps them to this machine.
     """
 
     scratch: str | None = None
     prefix: tuple[str, ...] = ()
     log_level: int = logging.WARNING
     timeout: float = START_TIMEOUT
+    host: str = LOOPBACK
 
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> LocalWorker:
         """Start a worker; it has joined the scheduler when this returns."""
@@ -88,10 +90,13 @@ class LocalLauncher:
             python=(sys.executable, "-P"),  # what lies in the pool's directory is data, not code
             options=(
                 *(("--local-directory", self.scratch) if self.scratch else ()),
-                *("--host", LOOPBACK),
+                *("--host", self.host),
                 # Without a host Dask's status page would listen on all interfaces.
                 *("--dashboard-address", f"{LOOPBACK}:0", "--no-dashboard"),
                 *("--death-timeout", str(self.timeout)),
+                # Given here, since `dask worker` passes over what is configured. By its path, so that the
+                # nanny need not import the package.
+                *(f"--preload-nanny={one}" for one in (*_preloads("nanny"), tether.__file__)),
             ),
         )
 
@@ -112,11 +117,8 @@ class LocalLauncher:
         """Dask's settings here, as far as they can be written down; functions among them concern clients."""
         config = {key: value for key, value in dask.config.global_config.items() if _is_plain(value)}
         settings: dict[str, Any] = {
-            "distributed": {
-                # A worker that has joined is ready: its first task does not have to wait for imports.
-                "worker": {"preload": [*_preloads("worker"), "dask_pools"]},
-                "nanny": {"preload": [*_preloads("nanny"), Path(tether.__file__).read_text()]},
-            }
+            # A worker that has joined is ready: its first task does not have to wait for imports.
+            "distributed": {"worker": {"preload": [*_preloads("worker"), "dask_pools"]}}
         }
         if "version" not in config.get("logging", {}):  # else it is the user's own, and complete
             settings["logging"] = {"distributed": self.log_level}
