@@ -321,6 +321,8 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         rejected = {name: why for name, why in self._rejected.items() if name in names}
         for name in rejected:
             del self._rejected[name]
+        for pool in self._missing:
+            self._gauge.asked(pool)
         idle = {pool: one.idle for pool, one in supplied.items() if one.idle is not None}
         loads = self._gauge.measure(supplied, idle)
         return {
