@@ -112,6 +112,8 @@ class _Missing:
     since: float
     requested: bool = False
     """Whether somebody asked who may ask."""
+    loose: bool = False
+    """Whether tasks that may run anywhere wait for a worker, of this pool as well as of any."""
     tasks: set[Key] = field(default_factory=set)
 
 
@@ -319,6 +321,8 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         rejected = {name: why for name, why in self._rejected.items() if name in names}
         for name in rejected:
             del self._rejected[name]
+        for pool in self._missing:
+            self._gauge.asked(pool)
         idle = {pool: one.idle for pool, one in supplied.items() if one.idle is not None}
         loads = self._gauge.measure(supplied, idle)
         return {
@@ -627,17 +631,20 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             return
         for missing in self._missing.values():
             missing.tasks.clear()
+            missing.loose = False
         stuck: dict[Key, tuple[str, ...]] = {}
         self._queue.keep_waiting()
         # There may be a million tasks, which require few different things.
         looked: dict[tuple[str, ...], tuple[tuple[str, ...], list[str]]] = {}
         queued: dict[str, Counter[TaskPrefix]] = {}
+        loose = bool(self.scheduler.queued)
         for task in self.scheduler.unrunnable:
             required = tuple(task.resource_restrictions or ())
             if required not in looked:
                 pools = pins.pools_of_resources(task.resource_restrictions)
                 looked[required] = pools, [pool for pool in pools if not self._workers_of(pool)]
             pools, lacking = looked[required]
+            loose = loose or not pools
             for pool in pools:
                 queued.setdefault(pool, Counter())[task.prefix] += 1
             for pool in lacking:
@@ -648,6 +655,8 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             if len(pools) > 1 and not lacking:
                 stuck[task.key] = pools
         self._gauge.set_queued(queued)
+        if loose and not self.scheduler.workers:
+            self._wake_any(now)
         to_come = self._gauge.pools_to_come()
         errors: dict[Key, Exception] = {
             key: MixedPoolsError(f"What task {key!r} reads, which Dask fused into one task,", pools)
@@ -656,7 +665,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         for pool, missing in list(self._missing.items()):
             if self._workers_of(pool):
                 del self._missing[pool]
-            elif not missing.tasks and not missing.requested:
+            elif not missing.tasks and not missing.requested and not missing.loose:
                 # Tasks that wait for others keep it wanted; they fail when it is their turn.
                 if pool not in to_come or self._reason_to_give_up(pool, 0.0, 1.0):
                     del self._missing[pool]
@@ -668,6 +677,14 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             self._fail(errors)
         # A look at very many tasks is not to keep the scheduler from its work.
         self._next_check = monotonic() + 10 * (monotonic() - now)
+
+    def _wake_any(self, now: float) -> None:
+        """Ask for a worker for tasks that may run anywhere, where there is none at all."""
+        for pool, supply in self._supplies().items():
+            if supply.provision == "auto" and supply.askers is None and supply.maximum != 0:
+                self._missing.setdefault(pool, _Missing(now)).loose = True
+                self._news.set()
+                return
 
     def _reason_to_fail(self, pool: str, missing: _Missing, now: float) -> str | None:
         """Say why tasks should wait no longer for workers of `pool`; None: go on waiting."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import pickle
+import time
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -432,3 +433,37 @@ def test_a_task_that_was_not_sent_can_be_failed_without_its_inputs(client, waits
     state = client.sync(client._run_on_scheduler, fail)
     assert state == ("no-worker" if waits else "erred")
     assert str(task.exception()) == "refused"
+
+
+def test_all_that_a_client_sends_can_be_seen_beforehand_and_refused(pools):
+    with Client(pools, set_as_default=False) as client:
+        seen = []
+        internals.before_sending(client, seen.append)
+        x = da.ones(4, chunks=2, name="seen-beforehand")
+        client.compute(x.sum()).result()
+        client.persist(x)
+        assert "seen-beforehand" in dict(internals.layers_to_send(seen[0]))
+        assert [name for name, _ in internals.layers_to_send(seen[1])] == ["seen-beforehand"]
+        client.submit(abs, -1).result()
+        client.gather(client.map(abs, [-1, -2]))
+        client.get({"a": (abs, -1)}, "a")
+        assert len(seen) == 5
+        assert all(internals.layers_to_send(one) == [] for one in seen[2:4])
+    with Client(pools, set_as_default=False) as client:
+
+        def refuse(_):
+            raise LookupError("refused")
+
+        internals.before_sending(client, refuse)
+        with pytest.raises(LookupError):
+            client.compute(x)
+        assert not client.futures
+
+
+def test_the_duration_of_tasks_is_known_by_their_prefix(pools, client):
+    def takes_a_while(seconds):
+        time.sleep(seconds)
+
+    client.gather(client.map(takes_a_while, [0.2, 0.2], pure=False))
+    prefix = pools.scheduler.task_prefixes["takes_a_while"]
+    assert 0.1 < internals.expected_duration(pools.scheduler, prefix) < 20

@@ -8,11 +8,13 @@ import threading
 from collections.abc import Iterator
 
 import dask
+import dask.array as da
 import pytest
 from distributed import Client
+from scripted import Scripted, cluster_of
 
-from dask_pools import PoolUnavailableError
-from dask_pools.cluster import LocalPools
+from dask_pools import PoolUnavailableError, connect, pool, provision
+from dask_pools.cluster import LocalPools, PoolSpec
 from dask_pools.cluster.launchers.local import LocalLauncher
 from dask_pools.provision import ensure_workers, ensure_workers_async
 
@@ -110,3 +112,119 @@ def test_an_interrupted_wait_leaves_the_client_usable(
 def test_an_odd_name_is_refused(client: Client) -> None:
     with pytest.raises(ValueError, match="cannot be the name of a pool"):
         ensure_workers(client, "a b")
+
+
+# Before a graph is sent
+
+
+def sum_of(*names: str) -> da.Array:
+    """A sum over ones that are made in each of these pools."""
+    total = 0
+    for name in names:
+        with pool(name):
+            total = total + da.ones(4, chunks=2, name=f"ones-of-{name}").sum()
+    return total
+
+
+def test_computing_asks_for_all_pools_at_once_before_it_sends_anything(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    slow, slower = Scripted(delay=0.3), Scripted(delay=1)
+    with cluster_of(ecmwf=PoolSpec(slow, workers=0), eumetsat=PoolSpec(slower, workers=0)) as cluster:
+        # By address only: the request finds its way through the scheduler.
+        with Client(cluster.scheduler_address) as client:
+            connect(client)
+            sent = client._send_to_scheduler
+            there = []
+
+            def send(message: dict[str, object]) -> None:
+                if message.get("op") == "update-graph":
+                    there.append({pool: len(names) for pool, names in cluster.pools.items()})
+                sent(message)
+
+            monkeypatch.setattr(client, "_send_to_scheduler", send)
+            assert sum_of("ecmwf", "eumetsat").compute() == 8
+            assert there == [{"ecmwf": 1, "eumetsat": 1}]
+        assert [len(slow.asked), len(slower.asked)] == [1, 1]
+    assert sorted(capsys.readouterr().err.splitlines())[:2] == [
+        "Waiting for workers of pool 'ecmwf', at most 60 s",
+        "Waiting for workers of pool 'eumetsat', at most 60 s",
+    ]
+
+
+def test_a_pool_that_may_not_be_brought_up_is_refused_before_anything_is_sent():
+    launcher = Scripted()
+    pools = {"ecmwf": PoolSpec(Scripted()), "eumetsat": PoolSpec(launcher, workers=0, provision="never")}
+    with cluster_of(**pools) as cluster, cluster.get_client():
+        with pytest.raises(
+            PoolUnavailableError, match=r"'eumetsat'.*provision: never.*cluster\.scale\('eumetsat', 1\)"
+        ):
+            sum_of("ecmwf", "eumetsat").compute()
+        # Nor can a call lift that.
+        with (
+            dask.config.set({"pools.provision": "auto"}),
+            pytest.raises(PoolUnavailableError, match="provision: never"),
+        ):
+            sum_of("ecmwf", "eumetsat").compute()
+        # Tasks of which no client says anything beforehand are refused as well.
+        with pool("eumetsat"):
+            future = cluster.get_client().submit(abs, -1)
+        with pytest.raises(PoolUnavailableError, match="provision: never"):
+            future.result()
+        assert not launcher.asked
+        cluster.scale("eumetsat", 1)
+        ensure_workers(cluster.get_client(), "eumetsat")
+        assert sum_of("ecmwf", "eumetsat").compute() == 8
+
+
+def test_who_is_asked_decides(monkeypatch: pytest.MonkeyPatch):
+    launcher = Scripted()
+    with cluster_of(ecmwf=PoolSpec(launcher, workers=0, maximum=5, provision="ask")) as cluster:
+        client = cluster.get_client()
+        with pytest.raises(PoolUnavailableError, match="there is nobody to ask here"):
+            sum_of("ecmwf").compute()
+        with pool("ecmwf"), pytest.raises(PoolUnavailableError, match="when somebody agrees"):
+            client.submit(abs, -1).result()
+        asked: list[str] = []
+
+        def answer(question: str) -> str:
+            asked.append(question)
+            return "no" if len(asked) == 1 else "yes"
+
+        monkeypatch.setattr(provision, "_can_be_asked", lambda: True)
+        monkeypatch.setattr("builtins.input", answer)
+        with pytest.raises(PoolUnavailableError, match="you did not"):
+            sum_of("ecmwf").compute()
+        assert not launcher.asked
+        assert sum_of("ecmwf").compute() == 4
+        assert sum_of("ecmwf").compute() == 4
+        question = "Pool 'ecmwf' has no workers. Start 1 worker, later 5 at most? [y/N] "
+        assert asked == [question, question]
+
+
+def test_a_call_may_ask_where_a_pool_would_come_by_itself():
+    with cluster_of(ecmwf=PoolSpec(Scripted(), workers=0)) as cluster:
+        client = cluster.get_client()
+        with pytest.raises(PoolUnavailableError, match="provision: never"):
+            ensure_workers(client, "ecmwf", provision="never")
+        with pytest.raises(ValueError, match="'auto', 'ask', 'never'"):
+            ensure_workers(client, "ecmwf", provision="maybe")
+        with (
+            dask.config.set({"pools.provision": "ask"}),
+            pytest.raises(PoolUnavailableError, match="nobody to ask"),
+        ):
+            sum_of("ecmwf").compute()
+
+
+def test_only_those_who_may_ask_are_heard(monkeypatch: pytest.MonkeyPatch):
+    launcher = Scripted()
+    with cluster_of(ecmwf=PoolSpec(launcher, workers=0, askers=("alice",))) as cluster:
+        client = cluster.get_client()
+        monkeypatch.setattr(provision, "_user", lambda: "bob")
+        with pytest.raises(PoolUnavailableError, match="'bob' is not among those who may ask for it"):
+            sum_of("ecmwf").compute()
+        with pool("ecmwf"), pytest.raises(PoolUnavailableError, match="not among those who may ask"):
+            client.submit(abs, -1).result()
+        assert not launcher.asked
+        monkeypatch.setattr(provision, "_user", lambda: "alice")
+        assert sum_of("ecmwf").compute() == 4

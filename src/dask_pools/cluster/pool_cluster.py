@@ -34,6 +34,7 @@ from dask_pools.cluster.adapting import Bounds, decide
 from dask_pools.cluster.pool_spec import PoolSpec, check_count, check_spec, pool_specs
 from dask_pools.cluster.pool_worker import PoolWorker
 from dask_pools.cluster.scheduler_process import scheduler_spec
+from dask_pools.cluster.widget import make_widget
 from dask_pools.config import idle_timeout
 from dask_pools.data_centres import DataCentres
 from dask_pools.demand import PoolLoad
@@ -190,6 +191,11 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                 pools.setdefault(pool, []).append(str(worker["name"]))
         return {pool: sorted(names) for pool, names in pools.items()}
 
+    @property
+    def pools_of_its_own(self) -> list[str]:
+        """Names of the pools that this cluster can start workers for."""
+        return list(self._pool_specs)
+
     def __repr__(self) -> str:
         pools = ", ".join(f"{pool}: {self._describe(pool)}" for pool in self.pools) or "no pools"
         return f"<{type(self).__name__} {self.scheduler_address} — {pools}>"
@@ -201,6 +207,11 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             for pool in self.pools
         )
         return str(super()._repr_html_(cluster_status=rows + (cluster_status or "")))
+
+    def _widget(self) -> Any:
+        if not hasattr(self, "_cached_widget"):
+            self._cached_widget = make_widget(self)
+        return self._cached_widget
 
     def _describe(self, pool: str) -> str:
         joined = len(self.pools[pool])

@@ -1,0 +1,74 @@
+"""How the pools of a running cluster are shown: on the command line, and in a notebook."""
+
+from __future__ import annotations
+
+import re
+
+from click.testing import CliRunner
+from distributed import Client, LocalCluster
+from scripted import Scripted, cluster_of
+
+from dask_pools import cli
+from dask_pools.cluster import LocalPools, PoolSpec
+from leftovers import eventually
+
+
+def run(address: str) -> str:
+    return str(CliRunner().invoke(cli.pools, ["status", address]).output)
+
+
+def rows(address: str) -> dict[str, str]:
+    """What is shown, by the first word of each line."""
+    return {line.split()[0]: line for line in run(address).splitlines() if line.strip()}
+
+
+def test_status_tells_what_each_pool_has_and_does(pools: LocalPools, client: Client) -> None:
+    held = client.submit(bytes, 10_000, resources={"pool-ecmwf": 0})
+    held.result()
+    # What the cluster says of itself comes twice a second.
+    wanted = ["1", "1", "0", "1", "0", "0", "0", "s", "9.77", "kiB"]
+    assert eventually(lambda: rows(pools.scheduler_address)["ecmwf"].split()[1:] == wanted)
+    assert rows(pools.scheduler_address)["eumetsat"].split()[1:5] == ["1", "1", "0", "1"]
+
+
+def test_status_tells_what_failed_and_what_is_awaited() -> None:
+    pools = {
+        "full": PoolSpec(Scripted("refuse no quota left"), workers=0),
+        "slow": PoolSpec(Scripted("hang", "hang"), workers=0),
+    }
+    with cluster_of(**pools) as cluster:
+        cluster.scale(full=1, slow=2)
+        assert eventually(lambda: "no quota left" in run(cluster.scheduler_address))
+        shown = rows(cluster.scheduler_address)
+        assert re.search(r"failed \d+ s ago", shown["full"])
+        assert "full: worker full-0: OSError: no quota left" in run(cluster.scheduler_address)
+        assert eventually(
+            lambda: rows(cluster.scheduler_address)["slow"].split()[1:5] == ["2", "2", "2", "0"]
+        )
+
+
+def test_status_of_what_has_no_pools_says_so() -> None:
+    with LocalCluster(n_workers=0, dashboard_address=None) as cluster:
+        assert "the scheduler there has no pools" in run(cluster.scheduler_address)
+    assert "No answer from tcp://127.0.0.1:1" in run("tcp://127.0.0.1:1")
+
+
+def test_the_widget_scales_and_adapts_each_pool() -> None:
+    with cluster_of(ecmwf=PoolSpec(Scripted(), workers=0, maximum=3)) as cluster:
+        widget = cluster._widget()
+        assert cluster._widget() is widget
+        status, scaling = widget.children
+        row, said = scaling.children
+        name, count, scale, minimum, maximum, adapt = row.children
+        assert name.value == "ecmwf"
+        assert "Pool ecmwf:" in status.value
+        count.value = 2
+        scale.click()
+        assert eventually(lambda: len(cluster.pools["ecmwf"]) == 2)
+        count.value = 9
+        scale.click()
+        assert "maximum of 3" in said.value
+        minimum.value, maximum.value = 1, 2
+        adapt.click()
+        assert "adapts from 1 to 2" in status.value
+        assert said.value == ""
