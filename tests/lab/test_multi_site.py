@@ -58,7 +58,7 @@ def hand_of(network: Network) -> Iterator[Hand]:
     try:
         yield hand
     finally:
-        with suppress(EOFError, BrokenPipeError):  # killed by the test
+        with suppress(EOFError, BrokenPipeError, ValueError):  # killed by the test
             hand.call(at_sites.down)
         hand.close()
     for name in ("ecmwf", "eumetsat"):
@@ -176,7 +176,7 @@ def check_secrets(direct: Network, name: str) -> None:
 
 
 def test_a_site_that_is_cut_off_for_a_while_costs_time_only(hand: Hand, direct: Network):
-    up(hand)
+    up(hand, lost_after=120.0)
     hand.call(at_sites.begin, "eumetsat", 60)
     before = hand.call(at_sites.states)
     direct["eumetsat"].unplug()
@@ -320,6 +320,7 @@ def test_what_is_wrong_with_a_control_host_is_said(hand: Hand, direct: Network):
         os.chmod(config, 0o600)
         assert says()[0] == "HostKeyError"
         # What else it says is honoured.
+        known.write_text(before)
         config.write_text("Host shortcut\nHostname ecmwf\nUser nobody\n")
         assert "logging in as nobody" in says(host="shortcut")[1]
         config.unlink()
