@@ -34,7 +34,9 @@ State = Literal["new", "connected", "away", "lost", "closed"]
 # Seconds until the first word of an agent. It imports much, from a disk that may be slow.
 GREETING = 90.0
 # Seconds between two attempts to connect again: at first, and at most.
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
+# Seconds that an attempt to connect again may last: one made behind a cut line would outlast the cut.
+RECONNECT = 10.0
 # Seconds to wait for an agent that is told to take everything down.
 DOWN = 45.0
 
@@ -261,8 +263,9 @@ class Site:
     async def _converse(self, first: asyncio.Future[None]) -> None:
         """Be connected, until that breaks."""
         command = self._attach(again=first.done())
+        limit = RECONNECT if first.done() else ssh.CONNECT_TIMEOUT
         async with (
-            ssh.connect(self.host, self.patience.beat) as connection,
+            ssh.connect(self.host, self.patience.beat, limit) as connection,
             ssh.run(connection, self.host, command) as running,
         ):
             self.own_address = str(connection.get_extra_info("sockname")[0])

@@ -32,7 +32,6 @@ __all__ = ["Command", "ControlHost", "connect", "run"]
 
 # Seconds. A login over a slow link with a slow directory service takes some.
 CONNECT_TIMEOUT = 30.0
-LOGIN_TIMEOUT = 60.0
 
 GLOBAL_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
 
@@ -86,7 +85,9 @@ class _Client(asyncssh.SSHClient):
 
 
 @asynccontextmanager
-async def connect(to: ControlHost, keepalive: float) -> AsyncIterator[asyncssh.SSHClientConnection]:
+async def connect(
+    to: ControlHost, keepalive: float, timeout: float = CONNECT_TIMEOUT
+) -> AsyncIterator[asyncssh.SSHClientConnection]:
     """Connect with a control host, and disconnect at the end.
 
     Parameters
@@ -95,6 +96,8 @@ async def connect(to: ControlHost, keepalive: float) -> AsyncIterator[asyncssh.S
     keepalive : float
         Seconds between two signs of life that the server has to give; after three that do not come the
         connection is given up.
+    timeout : float
+        Seconds that connecting and logging in may take.
 
     Raises
     ------
@@ -103,7 +106,7 @@ async def connect(to: ControlHost, keepalive: float) -> AsyncIterator[asyncssh.S
     SiteError
         If it cannot be reached, or does not let this user in.
     """
-    options = _options(to, keepalive)
+    options = _options(to, keepalive, timeout)
     known = _known_hosts(options.known_hosts)
     clients: list[_Client] = []
 
@@ -140,7 +143,7 @@ async def connect(to: ControlHost, keepalive: float) -> AsyncIterator[asyncssh.S
             "right key (ssh-add), name it in ~/.ssh/config, or state `user:` of the site",
         ) from None
     except TimeoutError:
-        raise SiteError(to.host, step, f"no answer within {CONNECT_TIMEOUT:g} s") from None
+        raise SiteError(to.host, step, f"no answer within {timeout:g} s") from None
     except (OSError, asyncssh.Error, ValueError) as error:
         raise SiteError(to.host, step, str(error) or type(error).__name__) from None
     try:
@@ -152,7 +155,7 @@ async def connect(to: ControlHost, keepalive: float) -> AsyncIterator[asyncssh.S
             await asyncio.wait_for(connection.wait_closed(), 5)
 
 
-def _options(to: ControlHost, keepalive: float) -> Any:
+def _options(to: ControlHost, keepalive: float, timeout: float) -> Any:
     given: dict[str, Any] = {"host": to.host}
     if to.user is not None:
         given["username"] = to.user
@@ -165,8 +168,8 @@ def _options(to: ControlHost, keepalive: float) -> Any:
             **given,
             keepalive_interval=keepalive,
             keepalive_count_max=3,
-            connect_timeout=CONNECT_TIMEOUT,
-            login_timeout=LOGIN_TIMEOUT,
+            connect_timeout=timeout,
+            login_timeout=timeout,
             client_version=f"intake-pools_{dask_pools.__version__}",
             # Nothing asks anybody anything: a cluster is made without somebody at the keyboard.
             password_auth=False,
