@@ -431,14 +431,12 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
         if not isinstance(path, str) or not path or "*" in path or "\0" in path:
             raise self._wrong(f"its path is {path!r:.80}; it should be the path or URL of one catalogue")
         options = args.get("storage_options")
-        if options is not None and not isinstance(options, Mapping):
-            raise self._wrong("its storage_options should be a mapping")
         home = self._home
         nested = open_catalogue_at(
             _tidy(path),
             data_centres=home._rules,
             storage_options=dict(options)
-            if options
+            if isinstance(options, Mapping) and options
             else home.storage_options
             if _beside(path, home)
             else None,
