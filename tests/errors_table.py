@@ -83,7 +83,7 @@ def rows() -> list[Row]:
         if heading := re.match(r"## (.*)", line):
             kind = heading[1].strip("`")
         elif cells := re.fullmatch(r"\| (`+) ?(.+?) ?\1 \|(.*?)\|(.*?)\|", line):
-            found.append(Row(kind, cells[2], cells[3].strip(), cells[4].strip()))
+            found.append(Row(kind, cells[2].replace("\\|", "|"), cells[3].strip(), cells[4].strip()))
     return found
 
 
