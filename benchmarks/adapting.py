@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import dask
 from distributed import Client, SpecCluster, Worker
 from distributed.deploy.spec import ProcessInterface
 from rich.console import Console
@@ -274,7 +273,9 @@ def main() -> int:
     parser.add_argument("--serve", nargs="+", help="be workers of this scheduler, with these names")
     parser.add_argument("--round", action="store_true", help="run only the measurement of a round")
     args = parser.parse_args()
-    dask.config.set({"distributed.scheduler.work-stealing": True})
+    # Workers of this process notice late that their scheduler has closed, and say so at length.
+    for noisy in ("distributed.worker", "distributed.core", "distributed.scheduler"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     if args.serve:
         asyncio.run(serve(args.serve[0], args.serve[1:]))
         return 0
