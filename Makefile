@@ -8,14 +8,15 @@ TEST_ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lab bench lint typecheck clean venv
+.PHONY: help demo test test-lab lab bench lint typecheck clean venv
 # A recipe that fails half-way must not leave its target behind, looking finished.
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       the main job on two sites of this machine (DEMO_ARGS='--size \"1 GB\"')"
 	@echo "make test       every test that needs no privileges (TEST_ARGS='-k pins')"
-	@echo "make test-lab   the tests with name spaces of their own (root, or user name spaces)"
+	@echo "make test-lab   the tests with name spaces of their own (root; some also in user name spaces)"
+	@echo "make lab        three sites with a network between them, and a prompt at one (root)"
 	@echo "make bench      every benchmark; each prints a table"
 	@echo "make lint       ruff"
 	@echo "make typecheck  mypy"
@@ -33,6 +34,9 @@ test-lab: $(VENV)/.installed-dev
 	@mkdir -p tests/lab
 	$(BIN)/pytest tests/lab $(TEST_ARGS) || { status=$$?; [ $$status -eq 5 ] || exit $$status; }
 
+lab: $(VENV)/.installed-dev
+	@$(BIN)/python tests/lab/prompt.py
+
 bench: $(VENV)/.installed-dev
 	@missed=; for benchmark in benchmarks/*.py; do \
 		echo "== $$benchmark"; $(BIN)/python "$$benchmark" || missed="$$missed $$benchmark"; echo; \
@@ -48,7 +52,7 @@ typecheck: $(VENV)/.installed-dev
 venv: $(VENV)/.installed-dev
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist demo.png .mypy_cache .pytest_cache .ruff_cache dask-scratch-space
+	rm -rf $(VENV) .oldest-dask build dist demo.png .mypy_cache .pytest_cache .ruff_cache dask-scratch-space
 	find src catalog tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip and not python is the target: where ensurepip is missing, `python3 -m venv` leaves a python behind

@@ -57,10 +57,13 @@ def forget_files() -> None:
     from xarray.backends.file_manager import FILE_CACHE
 
     from intake_pools import stores
+    from intake_pools.netcdf_lock import LOCK
 
-    stores._slots.clear()
+    stores.forget()
     gc.collect()
-    FILE_CACHE.clear()
+    # netCDF4 knows no threads, and another may be closing a file.
+    with LOCK:
+        FILE_CACHE.clear()
 
 
 def seconds(open_it: Way, client: Client) -> tuple[float, float]:

@@ -5,13 +5,21 @@ at most 200 bytes a task more memory than the same graph takes with annotations 
 
 Each measurement is a process of its own with a scheduler and no workers: nothing runs, only the handling is
 measured, from the arrival of the graph until all its tasks have a state (the scheduler's own figure). The
-graph takes the data of two sites together, and its spread around a mean; Dask fuses it as much either way.
+graph takes the data of two sites together, and at each place its spread in time; Dask fuses it as much either
+way.
+
+The graph grows by places, and its length in time is always the same, for the sake of Dask's own ordering of
+tasks: that lists for each task all the roots it depends on, and all the leaves that depend on it. Here each
+place has its own, so many whatever the number of places, and Dask alone is linear. With a mean over all
+places each of n tasks would depend on all the roots, Dask alone would take n², and whatever is added would
+look small.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,25 +31,32 @@ import dask
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Scheduler
 from rich.console import Console
 from rich.table import Table
 
 from dask_pools import connect, pool
 from dask_pools.pins import source_name
+from dask_pools.scheduler import NAME
 
 ARMS = ("dask", "annotated", "pools")
-WANTED = {"time": 1.15, "memory": 200}
+SITES = ("ecmwf", "eumetsat")
+WANTED = {"time": 1.15, "memory": 200, "growth": 1.2}
+"""Growth: the power of the number of tasks that the time rises by; n log n would be 1.1 at these sizes."""
 
 
-def source(site: str, blocks: int, pinned: bool) -> da.Array:
-    """Array of `blocks` by 100 chunks, whose loading tasks are pinned, or not."""
-    shape = (blocks * 10, 1000)
+STEPS = 20
+"""Chunks in time, at each site."""
+
+
+def source(site: str, tiles: int, pinned: bool) -> da.Array:
+    """Array of `STEPS` by `tiles` chunks, whose loading tasks are pinned, or not."""
+    shape = (STEPS * 10, tiles * 10)
     token = tokenize(site, shape)
     name = source_name("t", site, token) if pinned else f"load-{token}"
     with pool(site if pinned else None):
         return da.map_blocks(
-            _load, chunks=((10,) * blocks, (10,) * 100), dtype="f8", meta=np.empty((0, 0)), name=name
+            _load, chunks=((10,) * STEPS, (10,) * tiles), dtype="f8", meta=np.empty((0, 0)), name=name
         )
 
 
@@ -50,9 +65,9 @@ def _load(block_info: object = None) -> np.ndarray:
 
 
 def program(tasks: int, pinned: bool) -> da.Array:
-    blocks = max(tasks // 680, 1)
-    both = da.concatenate([source("ecmwf", blocks, pinned), source("eumetsat", blocks, pinned)])
-    return ((both - both.mean(0)) ** 2).mean(1)
+    tiles = max(tasks // 187, 1)
+    both = da.concatenate([source(site, tiles, pinned) for site in SITES])
+    return ((both - both.mean(0)) ** 2).mean(0)
 
 
 def resident(what: str) -> int:
@@ -65,7 +80,6 @@ def resident(what: str) -> int:
 
 def measure(arm: str, tasks: int) -> NoReturn:
     """Have a scheduler in this process handle one graph; print what it took, and end this process."""
-    # Nobody comes: what is measured is not how tasks are given up.
     dask.config.set({"pools.wait-for-workers": "1h"})
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
@@ -73,6 +87,7 @@ def measure(arm: str, tasks: int) -> NoReturn:
     ):
         if arm == "pools":
             connect(client)
+            client.run_on_scheduler(_expect_workers)
         else:
             dask.config.config.pop("array_optimize", None)
         annotations = {"resources": {"any": 0}} if arm == "annotated" else {}
@@ -89,6 +104,11 @@ def measure(arm: str, tasks: int) -> NoReturn:
         # Not by closing: to release a million tasks that wait takes longer than to handle them.
         os._exit(0)
     raise AssertionError(future)
+
+
+def _expect_workers(dask_scheduler: Scheduler) -> None:
+    """Have tasks wait for the pools: how they are given up is not measured here."""
+    dask_scheduler.plugins[NAME].seen.update(SITES)
 
 
 def handled(client: Client) -> dict[str, float] | None:
@@ -116,9 +136,11 @@ def main() -> None:
         "ratio",
         "bytes/task added",
         "peak added",
+        "grows as",
         title="Placement: speed",
     )
     met = True
+    before: tuple[float, float] | None = None
     for size in args.sizes:
         found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
         for run in range(args.runs if size < 1_000_000 else 1):
@@ -135,13 +157,21 @@ def main() -> None:
         added = per_task("pools", "bytes") - per_task("annotated", "bytes")
         peak = per_task("pools", "peak") - per_task("annotated", "peak")
         met &= ratio <= WANTED["time"] and added <= WANTED["memory"]
+        tasks, seconds = found["pools"][0]["tasks"], per_task("pools", "seconds") * found["pools"][0]["tasks"]
+        power = ""
+        if before is not None:
+            growth = math.log(seconds / before[1]) / math.log(tasks / before[0])
+            met &= growth <= WANTED["growth"]
+            power = f"n^{growth:.2f}"
+        before = tasks, seconds
         table.add_row(
-            f"{found['dask'][0]['tasks']:,.0f} / {found['pools'][0]['tasks']:,.0f}",
+            f"{tasks:,.0f}",
             f"{per_task('dask', 'seconds') * 1e6:.0f}",
             f"{per_task('pools', 'seconds') * 1e6:.0f}",
             f"{ratio:.2f}",
             f"{added:.0f}",
             f"{peak:.0f}",
+            power,
         )
     Console().print(table)
     sys.exit(not met)

@@ -117,10 +117,9 @@ def probe(
     if client.asynchronous:
         return []
     pools = {
-        name.removeprefix(pins.RESOURCE_PREFIX)
+        pool
         for worker in client.scheduler_info(n_workers=-1)["workers"].values()
-        for name in worker.get("resources") or {}
-        if name.startswith(pins.RESOURCE_PREFIX)
+        for pool in pins.pools_of_resources(worker.get("resources"))
     }
     if data_centres is not None:
         pools &= set(data_centres.data_centres)

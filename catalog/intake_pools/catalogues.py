@@ -219,8 +219,7 @@ def _together(opened: list[Any]) -> Any:
             if name in entries:
                 raise EntryError(
                     f"Both {entries[name]._home.path} and {catalogue.path} have an entry {name!r}. Open "
-                    "them one "
-                    "by one."
+                    "them one by one."
                 )
             entries[name] = catalogue._entries[name]
     return CombinedCatalog(entries, name=f"{len(opened)} files")

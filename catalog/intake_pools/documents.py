@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from yaml.events import (
     AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
     DocumentEndEvent,
     DocumentStartEvent,
     MappingEndEvent,
@@ -34,6 +36,10 @@ __all__ = ["read_document", "read_text"]
 # libyaml's loader, where PyYAML was built with it: ten times as fast.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Parser: Any = getattr(getattr(yaml, "_yaml", None), "CParser", None)
+
+# Catalogues have some ten levels. The time that libyaml takes grows with the square of the depth: a minute
+# for 100,000 brackets.
+_DEEPEST = 100
 
 
 class _Loader(_Base):  # type: ignore[misc]  # either of two classes
@@ -102,6 +108,7 @@ def _build(get: Callable[[], Any]) -> Any:
         elif kind is MappingStartEvent or kind is SequenceStartEvent:
             if event.tag is not None:
                 raise _Unusual
+            _check_depth(len(stack))
             value = {} if kind is MappingStartEvent else []
             if event.anchor is not None:
                 anchors[event.anchor] = value
@@ -135,6 +142,11 @@ def _build(get: Callable[[], Any]) -> Any:
             stack.append((within, waiting))
             within = value
         key = _NO_KEY
+
+
+def _check_depth(depth: int) -> None:
+    if depth > _DEEPEST:
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 _NO_KEY = object()
@@ -229,6 +241,10 @@ def _read(text: str) -> Any:
             return _fast(text)
         except (_Unusual, KeyError, TypeError):  # an alias of nothing, a key that cannot be one
             pass
+    depth = 0
+    for event in yaml.parse(text, Loader=_Base):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        _check_depth(depth)
     loader = _Loader(text)
     try:
         return loader.get_single_data()

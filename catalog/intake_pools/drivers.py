@@ -16,6 +16,7 @@ from dask_pools import __version__
 from dask_pools.errors import EntryError
 from intake_pools.entries import Entry, entry_of, unknown_argument
 from intake_pools.known_drivers import NETCDF
+from intake_pools.located import Located
 from intake_pools.rules import data_centres_of
 from intake_pools.urls import public_options
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["PooledNetCDFSource", "PooledXarraySource", "PooledZarrSource"]
 
 
-class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no types
+class PooledSource(Located, DataSource):  # type: ignore[misc]  # Intake publishes no types
     """What the drivers have in common.
 
     Parameters
@@ -111,22 +112,6 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
         parameters = inspect.signature(PooledSource.__init__).parameters
         return [name for name in parameters if name not in {"self", "others"}] + list(cls._for_xarray)
 
-    @property
-    def data_centre(self) -> str:
-        """Name of the data centre that hosts it; nothing is opened to find out.
-
-        Raises
-        ------
-        UnlocatedError
-            If no data centre is known for it.
-        """
-        return self._resolved().location.data_centre
-
-    @property
-    def location(self) -> Any:
-        """`intake_pools.locate.Location`: the data centre that hosts it, and how that is known."""
-        return self._resolved().location
-
     def _resolved(self) -> Entry:
         """Everything about it as plain data.
 
@@ -161,40 +146,6 @@ class PooledSource(DataSource):  # type: ignore[misc]  # Intake publishes no typ
 
     def _data_centres(self) -> DataCentres | None:
         return data_centres_of(self.cat)
-
-    def to_dask(self, data_centre: str | None = None) -> xr.Dataset:
-        """Open it in its pool.
-
-        Parameters
-        ----------
-        data_centre : str, optional
-            Which replica to open, of an entry that has several.
-
-        Returns
-        -------
-        xarray.Dataset
-            Lazy; its chunks are read in the pool.
-
-        Raises
-        ------
-        EntryError, UnlocatedError, PoolUnavailableError
-            As `intake_pools.opening.open_entry` and `intake_pools.locate.locate` say.
-        """
-        from intake_pools.opening import open_entry
-
-        return open_entry(self._resolved(), data_centre)
-
-    def to_datatree(self, data_centre: str | None = None) -> xr.DataTree:
-        """Open all groups of it in its pool, as `intake_pools.opening.open_tree` does.
-
-        Parameters
-        ----------
-        data_centre : str, optional
-            Which replica to open, of an entry that has several.
-        """
-        from intake_pools.opening import open_tree
-
-        return open_tree(self._resolved(), data_centre)
 
     def read_chunked(self) -> xr.Dataset:
         """Open it as `to_dask` does: an xarray Dataset comes in chunks."""

@@ -7,7 +7,6 @@ never imported, templates are filled in by `intake_pools.templates`, drivers are
 
 from __future__ import annotations
 
-import html
 import os
 import posixpath
 from collections.abc import Iterator, Mapping
@@ -17,11 +16,12 @@ from intake.catalog.base import Catalog
 from intake.catalog.entry import CatalogEntry
 from intake.catalog.utils import COERCION_RULES, coerce
 
-from dask_pools.errors import EntryError, PoolsError
+from dask_pools.errors import EntryError
 from intake_pools import documents, templates
 from intake_pools.entries import Entry
 from intake_pools.known_drivers import Driver, adapted, driver_of, refuse_options
 from intake_pools.rules import directory_of, named_rules
+from intake_pools.summary import CATALOGUE, INTAKE, Summarised
 from intake_pools.urls import public_options, public_url
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ __all__ = ["CombinedCatalog", "PooledCatalog", "PooledEntry", "open_catalogue_at
 
 _DEEPEST = 20
 """Levels of nested catalogues."""
-
-_SHOWN = 60
-"""Entries in a repr."""
 
 
 class OtherVersion(Exception):
@@ -50,78 +47,19 @@ class OtherVersion(Exception):
         self.data = data
 
 
-class LocatedEntries(Catalog):  # type: ignore[misc]  # Intake publishes no types
+class LocatedEntries(Summarised, Catalog):  # type: ignore[misc]  # Intake publishes no types
     """A catalogue of `PooledEntry`, which can say of each where it lives."""
 
-    def plain_entry(self, name: str) -> Entry:
-        """Describe one of its entries as plain data, located, without opening it.
+    def _described(self, name: str) -> Entry | str:
+        pooled = self._get_entries()[name]
+        if pooled.trusted:
+            return INTAKE
+        if isinstance(pooled.driver(), str):
+            return CATALOGUE
+        return pooled.get()._resolved() if pooled.located else INTAKE
 
-        Raises
-        ------
-        EntryError
-            If it is not ours to open, or wrong.
-        UnlocatedError
-            If no data centre is known for it.
-        KeyError
-            If there is none of this name.
-        """
-        source = self._get_entries()[name].get()
-        if not hasattr(source, "_resolved"):
-            raise EntryError(f"{name} is opened by Intake, where this process runs.")
-        entry: Entry = source._resolved()
-        return entry
-
-    def summary(self) -> Iterator[tuple[str, str, str]]:
-        """Say of each entry where it is.
-
-        Yields
-        ------
-        name, place, detail : str
-            `place` is the data centre (several with commas), ``catalogue``, ``Intake``, ``unlocated`` or
-            ``unsupported``; `detail` what decided, or why not.
-        """
-        for name in self:
-            entry = self._entries[name]
-            try:
-                entry.driver()
-                if entry.container == "catalog":
-                    yield name, "catalogue", ""
-                elif not entry.located:
-                    yield name, "Intake", "opened by Intake, where this process runs"
-                else:
-                    plain = self.plain_entry(name)
-                    several = plain.parts or plain.replicas or (plain,)
-                    places = dict.fromkeys(one.location.data_centre for one in several)
-                    evidence = dict.fromkeys(one.location.evidence for one in several)
-                    yield name, ", ".join(places), "; ".join(evidence)
-            except LookupError as error:
-                yield name, "unlocated", str(error)
-            except PoolsError as error:
-                yield name, "unsupported", str(error)
-
-    def __repr__(self) -> str:
-        lines = [f"<catalogue {self.name}: {len(self)} entries>"]
-        for number, (name, place, _) in enumerate(self.summary()):
-            if number == _SHOWN:
-                lines.append(f"  and {len(self) - _SHOWN} more")
-                break
-            lines.append(f"  {name}: {place}")
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        rows = []
-        for number, (name, place, detail) in enumerate(self.summary()):
-            if number == _SHOWN:
-                rows.append(f"<tr><td colspan=3>and {len(self) - _SHOWN} more</td></tr>")
-                break
-            rows.append(
-                "<tr>" + "".join(f"<td>{html.escape(one)}</td>" for one in (name, place, detail)) + "</tr>"
-            )
-        head = "<tr><th>entry</th><th>data centre</th><th>decided by</th></tr>"
-        return f"<b>{html.escape(str(self.name))}</b><table>{head}{''.join(rows)}</table>"
-
-    # IPython would show Intake's JSON instead of our table.
-    _ipython_display_ = None
+    def _title(self) -> str:
+        return str(self.name)
 
 
 class CombinedCatalog(LocatedEntries):
@@ -177,8 +115,7 @@ class PooledCatalog(LocatedEntries):
         if len(above) >= _DEEPEST:
             raise EntryError(
                 f"The catalogue {public_url(path)} is nested {len(above)} deep, which is deeper than any "
-                "that is "
-                "meant to be read."
+                "that is meant to be read."
             )
         super().__init__(
             name=name,
@@ -338,8 +275,7 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
         if "cls" in spec:
             raise self._wrong(
                 "`cls:` names a class or function to call. If you trust who wrote the catalogue, open it "
-                "with "
-                "allow_code=True"
+                "with allow_code=True"
             )
         if "driver" not in spec:
             raise self._wrong("it has no `driver:`, such as netcdf or zarr")
@@ -402,7 +338,7 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
         EntryError
             If it cannot be used, with the reason.
         """
-        if self._home.allow_code and not self._is_known():
+        if self.trusted:
             return self._stock_source(given)
         driver = self.driver()
         try:
@@ -421,12 +357,16 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
         source.cat = source.catalog_object = self._home
         return source
 
-    def _is_known(self) -> bool:
+    @property
+    def trusted(self) -> bool:
+        """Whether Intake opens it with all that it can run: nobody knows it, but its author is trusted."""
+        if not self._home.allow_code:
+            return False
         try:
             self.driver()
         except EntryError:
-            return False
-        return True
+            return True
+        return False
 
     def _source(self, driver: Driver, copies: list[tuple[dict[str, Any], str | None]]) -> Any:
         from intake_pools import drivers
@@ -488,7 +428,7 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
 
     def _nested(self, args: Mapping[str, Any]) -> Any:
         path = args.get("path", args.get("urlpath"))
-        if not isinstance(path, str) or not path or "*" in path:
+        if not isinstance(path, str) or not path or "*" in path or "\0" in path:
             raise self._wrong(f"its path is {path!r:.80}; it should be the path or URL of one catalogue")
         options = args.get("storage_options")
         if options is not None and not isinstance(options, Mapping):
@@ -565,8 +505,7 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
         if not located:
             raise EntryError(
                 f"it needs the parameters {', '.join(wanted)}, and no data centre has values for all of "
-                "them under "
-                f"`parameters:` in {known.origin}"
+                f"them under `parameters:` in {known.origin}"
             )
         copies: list[tuple[dict[str, Any], str | None]] = []
         for name, evidence in located.items():
@@ -665,10 +604,8 @@ def _value(parameter: Any, stated: Mapping[str, Any], allow_code: bool = False) 
         if value.lstrip().startswith(_LOOKED_UP):
             raise EntryError(
                 f"the default of the parameter {name!r} is {value[:40]!r}, which is not looked up for a "
-                "catalogue. "
-                f"Give a value: `cat.ENTRY({name}=…)`, or `parameters: {{{name}: …}}` of a data centre in "
-                "the "
-                "data-centres file"
+                f"catalogue. Give a value: `cat.ENTRY({name}=…)`, or `parameters: {{{name}: …}}` of a data "
+                "centre in the data-centres file"
             )
         # As Intake fills in nothing there, neither do we; but what is there could be filled in later on.
         if "{{" in value or "{%" in value:

@@ -6,7 +6,6 @@ what they name. Readers, types of data and steps of pipelines are those of the l
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,13 @@ from intake.readers import readers as stock
 from intake.readers import user_parameters as parameters
 from intake.readers.entry import Catalog
 
-from dask_pools.errors import EntryError, PoolsError
+from dask_pools.errors import EntryError
 from intake_pools import templates
 from intake_pools.entries import Entry
 from intake_pools.known_drivers import refuse_options
 from intake_pools.readers import PooledReader
 from intake_pools.rules import directory_of, named_rules
+from intake_pools.summary import INTAKE, Summarised
 from intake_pools.urls import public_url
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ _METHODS = frozenset(
 )  # fmt: skip
 
 
-class PooledCatalog2(Catalog):  # type: ignore[misc]  # Intake publishes no types
+class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publishes no types
     """A catalogue of Intake 2 whose NetCDF and zarr entries are located.
 
     Made by `intake_pools.open_catalog`. Works as other catalogues of Intake 2 do (``list(cat)``,
@@ -219,67 +219,26 @@ class PooledCatalog2(Catalog):  # type: ignore[misc]  # Intake publishes no type
         return rules_of(self._rules or self._named_rules)
 
     def __getitem__(self, name: str) -> Any:
-        key = self.aliases.get(name, name)
-        if key not in self._document["entries"] and key not in self._document["data"]:
+        if name not in self:
             raise KeyError(name)
+        key = self.aliases.get(name, name)
         try:
             return self._refer(key, (), str(name))
         except EntryError as error:
             why = str(error).rstrip(".")
             raise EntryError(f"{name} of {public_url(self.path)} cannot be used: {why}.") from None
 
-    def plain_entry(self, name: str) -> Entry:
-        """Describe one of its entries as plain data, located, without opening it.
-
-        Raises
-        ------
-        EntryError
-            If it is not ours to open, or wrong.
-        UnlocatedError
-            If no data centre is known for it.
-        KeyError
-            If there is none of this name.
-        """
+    def _described(self, name: str) -> Entry | str:
         reader = _start_of(self[name])
-        if not isinstance(reader, PooledReader):
-            raise EntryError(f"{name} is opened by Intake, where this process runs.")
-        return reader._resolved()
+        return reader._resolved() if isinstance(reader, PooledReader) else INTAKE
 
-    def summary(self) -> Iterator[tuple[str, str, str]]:
-        """Say of each entry where it is, as `PooledCatalog.summary` does."""
-        for name in self:
-            try:
-                if not isinstance(_start_of(self[name]), PooledReader):
-                    yield name, "Intake", "opened by Intake, where this process runs"
-                    continue
-                plain = self.plain_entry(name)
-                several = plain.parts or plain.replicas or (plain,)
-                places = dict.fromkeys(one.location.data_centre for one in several)
-                evidence = dict.fromkeys(one.location.evidence for one in several)
-                yield name, ", ".join(places), "; ".join(evidence)
-            except LookupError as error:
-                yield name, "unlocated", str(error)
-            except PoolsError as error:
-                yield name, "unsupported", str(error)
-
-    def __repr__(self) -> str:
-        lines = [f"<catalogue {public_url(self.path)}: {len(self)} entries>"]
-        return "\n".join([*lines, *(f"  {name}: {place}" for name, place, _ in self.summary())])
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(one)}</td>" for one in row) + "</tr>"
-            for row in self.summary()
-        )
-        head = "<tr><th>entry</th><th>data centre</th><th>decided by</th></tr>"
-        return f"<b>{html.escape(public_url(self.path))}</b><table>{head}{rows}</table>"
+    def _title(self) -> str:
+        return public_url(self.path)
 
     def _refer(self, key: str, above: tuple[str, ...], name: str | None = None) -> Any:
         """Make the reader, or the data, that a name stands for."""
         key = self.aliases.get(key, key)
-        if key in above or len(above) > 50:
-            raise EntryError(f"it refers to itself: {' → '.join((*above, key)[-5:])}")
-        above = (*above, key)
+        above = _below(key, above)
         if key in self._document["entries"]:
             return self._reader(self._document["entries"][key], above, name or key)
         if key in self._document["data"]:
@@ -292,7 +251,6 @@ class PooledCatalog2(Catalog):  # type: ignore[misc]  # Intake publishes no type
         kwargs = _mapping(spec.get("kwargs"), "kwargs")
         own = _mapping(spec.get("user_parameters"), "user_parameters")
         metadata = dict(_mapping(spec.get("metadata"), "metadata"))
-        refuse_options(kwargs)
         reader = spec["reader"]
         if reader == _PIPELINE:
             return self._pipeline(kwargs, self._context(own), above, metadata)
@@ -301,11 +259,16 @@ class PooledCatalog2(Catalog):  # type: ignore[misc]  # Intake publishes no type
         if reader not in _INTAKES:
             raise EntryError(
                 f"its reader is {reader[:80]!r}, which is not supported: only readers that are known to "
-                "run no "
-                "code of a catalogue's choice are. If you trust who wrote the catalogue, open it with "
-                "allow_code=True"
+                "run no code of a catalogue's choice are. If you trust who wrote the catalogue, open it "
+                "with allow_code=True"
             )
-        return _INTAKES[reader](**self._filled(kwargs, self._context(own), above), metadata=metadata)
+        filled = {**self._filled(kwargs, self._context(own), above), "metadata": metadata}
+        if isinstance(filled.get("args", []), list | tuple):
+            try:
+                return _INTAKES[reader](**filled)
+            except Exception as error:  # arguments that it does not have
+                raise EntryError(f"Intake's {reader.partition(':')[2]} does not take it: {error}") from None
+        raise EntryError("its args should be a list")
 
     def _ours(
         self,
@@ -318,7 +281,10 @@ class PooledCatalog2(Catalog):  # type: ignore[misc]  # Intake publishes no type
         made: list[tuple[dict[str, Any], Any]] = []
         for more in self._machines(kwargs, own, above):
             filled = self._filled(kwargs, {**self._context(own), **more.values}, above)
+            refuse_options(filled)
             positional = filled.pop("args", None) or []
+            if not isinstance(positional, list | tuple):
+                raise EntryError("its args should be a list")
             data = filled.pop("data", positional[0] if positional else None)
             if not isinstance(data, _LOCATED):
                 raise EntryError(
@@ -339,7 +305,7 @@ class PooledCatalog2(Catalog):  # type: ignore[misc]  # Intake publishes no type
             ]
         if not all(isinstance(one, str) for one in first):
             raise EntryError("its kwargs should have names")
-        reader = PooledReader(data, metadata=metadata, **first)
+        reader = PooledReader(data, **{**first, "metadata": metadata})
         reader._rules = self.known_data_centres()
         reader._entry_name = name
         return reader
@@ -378,14 +344,14 @@ class PooledCatalog2(Catalog):  # type: ignore[misc]  # Intake publishes no type
         if not isinstance(kind, str) or kind not in _DATA:
             raise EntryError(
                 f"its data is of type {kind!r:.80}, which is not supported: only types that are known to "
-                "run no "
-                "code of a catalogue's choice are. If you trust who wrote the catalogue, open it with "
-                "allow_code=True"
+                "run no code of a catalogue's choice are. If you trust who wrote the catalogue, open it "
+                "with allow_code=True"
             )
         kwargs = _mapping(spec.get("kwargs"), "kwargs")
-        refuse_options(kwargs)
         own = _mapping(spec.get("user_parameters"), "user_parameters")
+        # Options may come from parameters, so they are looked at when those are filled in.
         filled = self._filled(kwargs, {**self._defaults(own), **context}, above)
+        refuse_options(filled)
         try:
             return _DATA[kind](**filled, metadata=dict(_mapping(spec.get("metadata"), "metadata")))
         except Exception as error:  # arguments that it does not have
@@ -409,7 +375,6 @@ class PooledCatalog2(Catalog):  # type: ignore[misc]  # Intake publishes no type
                     f"step {number} should be a list of a function, its arguments and its options"
                 )
             options = _mapping(options, "options of a step")
-            refuse_options(options)
             if number == 0:
                 start = self._resolve(func, context, above)
                 if not isinstance(start, stock.BaseReader):
@@ -419,12 +384,12 @@ class PooledCatalog2(Catalog):  # type: ignore[misc]  # Intake publishes no type
             named = re.fullmatch(r"\{func\(([\w.:]+)\)\}", func.strip())
             if named is None or named[1] not in _STEPS:
                 raise EntryError(
-                    f"step {number} is {func[:80]!r}, which is not supported: only steps that are known "
-                    "to run "
-                    "no code of a catalogue's choice are. If you trust who wrote the catalogue, open it with "
-                    "allow_code=True"
+                    f"step {number} is {func[:80]!r}, which is not supported: only steps that are known to "
+                    "run no code of a catalogue's choice are. If you trust who wrote the catalogue, open "
+                    "it with allow_code=True"
                 )
             filled = self._filled(options, context, above)
+            refuse_options(filled)
             if named[1].endswith(":Method"):
                 _check_method(filled.get("method_name"))
             made.append((_STEPS[named[1]], tuple(self._filled(list(args), context, above)), filled))
@@ -443,7 +408,7 @@ class PooledCatalog2(Catalog):  # type: ignore[misc]  # Intake publishes no type
             raise EntryError(f"{text[:80]!r} should be a reference, as {{data(NAME)}}")
         key = self.aliases.get(found[1].strip(), found[1].strip())
         if key in self._document["data"] and key not in self._document["entries"]:
-            return self._data(self._document["data"][key], context, (*above, key))
+            return self._data(self._document["data"][key], context, _below(key, above))
         return self._refer(key, above)
 
     def _context(self, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -464,6 +429,13 @@ class _Machine:
 
     def __init__(self, values: Mapping[str, str], said: Mapping[str, str]) -> None:
         self.values, self.said = dict(values), dict(said)
+
+
+def _below(key: str, above: tuple[str, ...]) -> tuple[str, ...]:
+    """Names on the way to one that is referred to, and it."""
+    if key in above or len(above) > 50:
+        raise EntryError(f"it refers to itself: {' → '.join((*above, key)[-5:])}")
+    return (*above, key)
 
 
 _REFERENCE = re.compile(r"\s*data\(([^(),]+)\)\s*")
@@ -490,12 +462,11 @@ def _check_method(name: Any) -> None:
         and not name.startswith("_")
         and not (hasattr(xr.Dataset, name) or hasattr(xr.DataArray, name))
     )
-    if not variable and name not in _METHODS:
+    if not variable and not (isinstance(name, str) and name in _METHODS):
         raise EntryError(
             f"its pipeline calls the method {name!r:.80}, which is not among those that are known to write "
             "nothing and to run no code of a catalogue's choice. If you trust who wrote the catalogue, "
-            "open it "
-            "with allow_code=True"
+            "open it with allow_code=True"
         )
 
 

@@ -84,7 +84,10 @@ def locate(
     """
     known = rules_of(data_centres)
     if entry_word is not None:
-        check_name(entry_word)
+        try:
+            check_name(entry_word)
+        except ValueError as error:
+            raise UnlocatedError(f"{said_in} is wrong: {error}") from None
         if known is not None and entry_word not in known.data_centres:
             near = difflib.get_close_matches(entry_word, known.names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -460,15 +460,17 @@ def _batch(
 
     def opened() -> _Batch | _Apart:
         states, datasets = [], []
+        shared = recipes.SharedIndexes()
         for source in stores.sources_of(
             listing[first:last], entry.engine, entry.xarray_kwargs, entry.storage_options
         ):
             # Small data variables of many files would be many bytes; and they are combined by indexes.
             alone = len(listing) == 1 and not entry.combining
-            file = stores.reopened(source, indexed=not alone)
+            file = stores.reopened(source)
             states.append(State(source, file.version))
             own = limits if alone else replace(limits, index=math.inf)
-            datasets.append(recipes.dataset_of(file, entry, own, eager_data=alone and limits.data))
+            eager = alone and limits.data
+            datasets.append(recipes.dataset_of(file, entry, own, eager_data=eager, shared=shared))
         # What a field is can be told from all files only.
         if not together or len(datasets) < 2 or entry.patterns:
             return _Batch(tuple(states), tuple(datasets))

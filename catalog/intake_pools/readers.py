@@ -14,12 +14,12 @@ from intake.readers.readers import BaseReader
 from dask_pools.errors import EntryError
 from intake_pools.entries import Entry, entry_of
 from intake_pools.known_drivers import NETCDF
+from intake_pools.located import Located
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from dask_pools.data_centres import DataCentres
-    from intake_pools.locate import Location
 
 __all__ = ["PooledReader"]
 
@@ -30,7 +30,7 @@ _OWN = (
 )  # fmt: skip
 
 
-class PooledReader(BaseReader):  # type: ignore[misc]  # Intake publishes no types
+class PooledReader(Located, BaseReader):  # type: ignore[misc]  # Intake publishes no types
     """Read NetCDF, HDF5, zarr or GRIB in the pool of the data centre that hosts it.
 
     Takes the place of Intake's `XArrayDatasetReader`, with the same arguments. Pipelines start at it as at
@@ -108,34 +108,7 @@ class PooledReader(BaseReader):  # type: ignore[misc]  # Intake publishes no typ
             **own,
         )
 
-    @property
-    def data_centre(self) -> str:
-        """Name of the data centre that hosts it; nothing is opened to find out."""
-        return self._resolved().location.data_centre
-
-    @property
-    def location(self) -> Location:
-        """The data centre that hosts it, and how that is known."""
-        return self._resolved().location
-
     def _read(self, *args: Any, discover: bool = False, **kwargs: Any) -> xr.Dataset:
         from intake_pools.opening import open_entry
 
         return open_entry(self._resolved(*args, **kwargs))
-
-    def to_dask(self, data_centre: str | None = None) -> xr.Dataset:
-        """Open it in its pool.
-
-        Parameters
-        ----------
-        data_centre : str, optional
-            Which replica to open, of an entry that has several.
-
-        Returns
-        -------
-        xarray.Dataset
-            Lazy; its chunks are read in the pool.
-        """
-        from intake_pools.opening import open_entry
-
-        return open_entry(self._resolved(), data_centre)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask
@@ -30,6 +30,7 @@ from intake_pools.urls import fields_in, is_local, public_url
 
 __all__ = [
     "Limits",
+    "SharedIndexes",
     "chunks_of",
     "combined",
     "combined_arrays",
@@ -136,7 +137,41 @@ def _stretches(shape: tuple[int, ...], limit: int) -> tuple[int, ...]:
     return tuple(reversed(sizes))
 
 
-def dataset_of(opened: Opened, entry: Entry, limits: Limits, *, eager_data: bool = True) -> xr.Dataset:
+class SharedIndexes:
+    """Indexes of the dimensions of files that are opened one after the other.
+
+    Most files of a series have the same grid: where the values are those of the file before, its index is
+    taken. It need not be made, is compared with itself in no time, and travels once.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[Hashable, tuple[xr.Variable, Any]] = {}
+
+    def of(self, name: Hashable, variable: xr.Variable) -> tuple[xr.Variable, Any]:
+        """Get a coordinate of a dimension with its values in memory, and its index."""
+        loaded = xr.Variable(variable.dims, variable.values, variable.attrs, variable.encoding)
+        held = self._held.get(name)
+        if (
+            held is None
+            or loaded.dtype.hasobject
+            or held[0].dtype != loaded.dtype
+            or held[0].attrs != loaded.attrs
+            or not np.array_equal(held[0].values, loaded.values)
+        ):
+            # As xarray makes the default ones.
+            made = xr.Coordinates({name: loaded})
+            held = self._held[name] = made.variables[name], made.xindexes[name]
+        return held
+
+
+def dataset_of(
+    opened: Opened,
+    entry: Entry,
+    limits: Limits,
+    *,
+    eager_data: bool = True,
+    shared: SharedIndexes | None = None,
+) -> xr.Dataset:
     """Make a Dataset that may leave this process from one that is open in it.
 
     Coordinates with an index, scalars and small variables are in it, the others are mosaics.
@@ -148,8 +183,11 @@ def dataset_of(opened: Opened, entry: Entry, limits: Limits, *, eager_data: bool
     limits : Limits
     eager_data : bool, optional
         Whether small data variables come along too.
+    shared : SharedIndexes, optional
+        Of files that are opened together with it.
     """
-    dataset = _indexed(opened.dataset, limits.index)
+    dataset = opened.dataset
+    shared = shared or SharedIndexes()
     dims = {*dataset.sizes, entry.combining.get("concat_dim")}
     if isinstance(entry.chunks, Mapping) and (unknown := set(entry.chunks) - dims):
         raise EntryError(
@@ -157,10 +195,17 @@ def dataset_of(opened: Opened, entry: Entry, limits: Limits, *, eager_data: bool
             f"dimensions are: {', '.join(map(str, dataset.sizes)) or 'none'}"
         )
     state = State(opened.source, opened.version)
-    small = _small(dataset, limits.eager, eager_data and not entry.stays)
+    large = {name for name in dataset.coords if dataset.variables[name].nbytes > limits.index}
+    indexes: dict[Hashable, Any] = {
+        name: index for name, index in dataset.xindexes.items() if name not in large
+    }
     variables: dict[Hashable, xr.Variable] = {}
+    for name in dataset.coords:
+        if name not in indexes and name not in large and dataset.variables[name].dims == (name,):
+            variables[name], indexes[name] = shared.of(name, dataset.variables[name])
+    small = _small(dataset, indexes, limits.eager, eager_data and not entry.stays)
     for name, variable in dataset.variables.items():
-        if name in dataset.xindexes:
+        if name in indexes:
             continue
         if name in small:
             variables[name] = xr.Variable(variable.dims, variable.values, variable.attrs, variable.encoding)
@@ -168,7 +213,7 @@ def dataset_of(opened: Opened, entry: Entry, limits: Limits, *, eager_data: bool
             chunks = chunks_of(variable, entry.chunks, limits.chunk, limits.automatic)
             mosaic = mosaic_of(state, name, variable.dtype, chunks)
             variables[name] = xr.Variable(variable.dims, mosaic, variable.attrs, variable.encoding)
-    made = _with(dataset, variables)
+    made = _with(dataset, variables, indexes)
     made.encoding["source"] = public_url(opened.source.url)
     return made.assign_coords(fields_of(opened.source.url, entry.patterns)) if entry.patterns else made
 
@@ -195,18 +240,6 @@ def fields_of(url: str, patterns: Sequence[str]) -> dict[str, Any]:
             continue
         return values
     raise EntryError(f"{public_url(url)} does not match the pattern {public_url(patterns[0])}")
-
-
-def _indexed(dataset: xr.Dataset, limit: float) -> xr.Dataset:
-    """Give every coordinate of a dimension an index, as xarray does, up to a size in bytes."""
-    for dim in dataset.sizes:
-        if dim not in dataset.coords or dataset.variables[dim].dims != (dim,):
-            continue
-        if dataset.variables[dim].nbytes > limit:
-            dataset = dataset.drop_indexes(dim, errors="ignore")
-        elif dim not in dataset.xindexes:
-            dataset = dataset.set_xindex([dim])
-    return dataset
 
 
 def unindexed(dataset: xr.Dataset) -> dict[str, int]:
@@ -245,12 +278,12 @@ def without_large_indexes(dataset: xr.Dataset, first: Opened, entry: Entry, limi
     return _with(dataset.drop_indexes(list(lazy_again)), lazy_again)
 
 
-def _small(dataset: xr.Dataset, limit: int, data: bool) -> set[Hashable]:
+def _small(dataset: xr.Dataset, indexes: Mapping[Hashable, Any], limit: int, data: bool) -> set[Hashable]:
     """Names of the variables without an index that come with the metadata."""
     small = {name for name, variable in dataset.variables.items() if variable.ndim == 0}
     room = _EAGER_TOGETHER * limit
     for name, variable in sorted(dataset.variables.items(), key=lambda item: item[1].nbytes):
-        if name in small or name in dataset.xindexes or name in dataset.sizes:
+        if name in small or name in indexes or name in dataset.sizes:
             continue  # without an index, the coordinate of a dimension is too large
         if not (data or name in dataset.coords):
             continue
@@ -261,28 +294,38 @@ def _small(dataset: xr.Dataset, limit: int, data: bool) -> set[Hashable]:
     return small
 
 
-def _with(dataset: xr.Dataset, variables: Mapping[Hashable, xr.Variable]) -> xr.Dataset:
-    """Copy of a Dataset with other variables of the same names and shapes; its indexes stay."""
+def _with(
+    dataset: xr.Dataset,
+    variables: Mapping[Hashable, xr.Variable],
+    indexes: Mapping[Hashable, Any] | None = None,
+) -> xr.Dataset:
+    """Copy of a Dataset with other variables of the same names and shapes; its indexes stay, if none come."""
     all_of_them = {
         name: variables[name] if name in variables else variable.copy(deep=False)
         for name, variable in dataset.variables.items()
     }
-    coords = xr.Coordinates(
-        {name: all_of_them[name] for name in dataset.coords}, indexes=dict(dataset.xindexes)
-    )
+    indexes = dict(dataset.xindexes) if indexes is None else indexes
+    coords = xr.Coordinates({name: all_of_them[name] for name in dataset.coords}, indexes=indexes)
     made = xr.Dataset({name: all_of_them[name] for name in dataset.data_vars}, coords, dataset.attrs)
     made.encoding = dict(dataset.encoding)
     return made
 
 
 def lazy(dataset: xr.Dataset, entry: Entry, limits: Limits) -> xr.Dataset:
-    """Replace the mosaics in a Dataset by Dask arrays, each of one layer, pinned to the pool of the entry."""
+    """Replace the mosaics in a Dataset by Dask arrays, each of one layer, pinned to the pool of the entry.
+
+    What must stay are data variables: coordinates are part of every result.
+    """
     variables = {}
     for name, variable in dataset.variables.items():
         if name not in dataset.xindexes and isinstance(variable.data, Mosaic):
-            array = variable.data.to_dask(entry, limits.annotations)
+            array = variable.data.to_dask(_as_free_as(name, dataset, entry), limits.annotations)
             variables[name] = xr.Variable(variable.dims, array, variable.attrs, variable.encoding)
     return _with(dataset, variables)
+
+
+def _as_free_as(name: Hashable, dataset: xr.Dataset, entry: Entry) -> Entry:
+    return replace(entry, residency=None) if name in dataset.coords else entry
 
 
 def combined(datasets: Sequence[xr.Dataset], entry: Entry) -> xr.Dataset:
@@ -355,7 +398,7 @@ def combined_arrays(datasets: Sequence[xr.Dataset], entry: Entry, limits: Limits
     variables = {}
     for name, variable in result.variables.items():
         if name not in result.xindexes and isinstance(variable.data, da.Array):
-            array = _one_layer(name, variable.data, entry, limits)
+            array = _one_layer(name, variable.data, _as_free_as(name, result, entry), limits)
             variables[name] = xr.Variable(variable.dims, array, variable.attrs, variable.encoding)
     return _with(result, variables)
 

@@ -51,6 +51,7 @@ __all__ = [
     "StoreGone",
     "Version",
     "expand",
+    "forget",
     "opened",
     "reopened",
     "source_of",
@@ -65,7 +66,6 @@ _FROM_FILE_OBJECTS = {"h5netcdf", "scipy"}
 # Engines on libraries that know no threads.
 _LOCKED = {"netcdf4", "h5netcdf"}
 
-_BYTES_OF_METADATA = 50_000
 _CAN_LEAVE_OUT_INDEXES = "create_default_indexes" in inspect.signature(xr.open_dataset).parameters
 # Requests for versions that are under way at once; each is short and mostly waits.
 _ASKED_AT_ONCE = 16
@@ -157,7 +157,7 @@ class State:
 
 @dataclass(frozen=True)
 class Opened:
-    """A Dataset that this process has open, lazily, and the version that it is of.
+    """A Dataset that this process has open, lazily and without indexes, and the version that it is of.
 
     To read chunks it needs no indexes, which take a third of the time to open it.
     """
@@ -165,11 +165,10 @@ class Opened:
     source: Source
     dataset: xr.Dataset
     version: Version
-    indexed: bool = True
 
-    def serves(self, source: Source, version: Version | None, indexed: bool) -> bool:
+    def serves(self, source: Source, version: Version | None) -> bool:
         """Whether it is what somebody wants."""
-        return self.source == source and self.version == version and self.indexed >= indexed
+        return self.source == source and self.version == version
 
 
 def stamp_of(path: str) -> str:
@@ -472,10 +471,10 @@ def _length(byte_range: Any) -> float:
     return float(getattr(byte_range, "suffix", math.inf))
 
 
-def _open(source: Source, version: Version, indexed: bool = True) -> xr.Dataset:
+def _open(source: Source, version: Version) -> xr.Dataset:
     target: Any = source.url
     kwargs = dict(source.xarray_kwargs)
-    if not indexed and _CAN_LEAVE_OUT_INDEXES:
+    if _CAN_LEAVE_OUT_INDEXES:
         kwargs["create_default_indexes"] = False
     if source.engine == "zarr":
         if kwargs.get("consolidated") and version.consolidated is False:
@@ -542,24 +541,24 @@ def groups_of(source: Source) -> list[str]:
 class _Slot:
     """Room for one open Dataset; its lock lets one thread open while others wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.lock = threading.Lock()
         self.opened: Opened | None = None
         self.used = time.monotonic()
-        # Bytes that it keeps in memory, about.
-        self.weight = 0
         # Whether the file has been closed since it was used last; reading opens it again.
         self.at_rest = False
 
 
-# What is open, or was and can be read again in less time: so many Datasets at most, and so many bytes.
+# What is open, or was and can be read again in less time: so many Datasets at most, of some 50 kB each.
 # (File handles are limited by xarray's setting file_cache_maxsize.)
 _KEPT = 1024
-_KEPT_BYTES = 100_000_000
 # Seconds after which a file that nobody reads is closed. HDF5 locks what is open, so nobody else could write
 # it; opening it again takes some milliseconds.
 _IDLE = 1.0
 _slots: OrderedDict[str, _Slot] = OrderedDict()
+# Those of each URL: of the same data otherwise opened, or in another state.
+_slots_of: dict[str, set[str]] = {}
 _slots_lock = threading.Lock()
 _closer: threading.Thread | None = None
 
@@ -567,11 +566,12 @@ _closer: threading.Thread | None = None
 def _slot(source: Source) -> _Slot:
     with _slots_lock:
         new = source.token not in _slots
-        slot = _slots.setdefault(source.token, _Slot())
+        slot = _slots.setdefault(source.token, _Slot(source.url))
         slot.used = time.monotonic()
         woken, slot.at_rest = slot.at_rest, False
         _slots.move_to_end(source.token)
         if new:
+            _slots_of.setdefault(source.url, set()).add(source.token)
             _make_room()
     if woken:
         _close_when_idle()
@@ -580,11 +580,18 @@ def _slot(source: Source) -> _Slot:
 
 def _make_room() -> None:
     """Forget what was used longest ago."""
-    weight = sum(slot.weight for slot in _slots.values())
-    while len(_slots) > _KEPT or (weight > _KEPT_BYTES and len(_slots) > 1):
+    while len(_slots) > _KEPT:
         # Not closed: another thread may be reading. The last reader lets it go.
-        _, slot = _slots.popitem(last=False)
-        weight -= slot.weight
+        _drop(next(iter(_slots)))
+
+
+def _drop(token: str) -> _Slot:
+    """Take one out, with the lock of all held."""
+    slot = _slots.pop(token)
+    _slots_of[slot.url].discard(token)
+    if not _slots_of[slot.url]:
+        del _slots_of[slot.url]
+    return slot
 
 
 def _close_when_idle() -> None:
@@ -621,21 +628,40 @@ def _close_idle() -> None:
             one.dataset.close()
 
 
+def forget(concerns: Callable[[str], bool] = lambda url: True) -> None:
+    """Close what this process has open, and forget its metadata.
+
+    Parameters
+    ----------
+    concerns : callable, optional
+        Whether a path or URL is meant; by default all are.
+    """
+    with _slots_lock:
+        dropped = [
+            _drop(token)
+            for url in [url for url in _slots_of if concerns(url)]
+            for token in list(_slots_of[url])
+        ]
+    for slot in dropped:
+        if slot.opened is not None:
+            slot.opened.dataset.close()
+
+
 def _forget_others(source: Source, version: Version) -> None:
     """Close what is open of other versions of the same data.
 
     HDF5 takes two openings of one inode for one file, and would show the old content through the new one.
     """
     with _slots_lock:
-        slots = list(_slots.values())
+        slots = [_slots[token] for token in _slots_of.get(source.url, ())]
     for slot in slots:
         held = slot.opened
-        if held and held.source.url == source.url and held.version != version:
+        if held and held.version != version:
             slot.opened = None
             held.dataset.close()
 
 
-def reopened(source: Source, expected: Version | None = None, indexed: bool = True) -> Opened:
+def reopened(source: Source, expected: Version | None = None) -> Opened:
     """Open a source as it is now; what this process has open is taken if the version is the same.
 
     Parameters
@@ -643,23 +669,18 @@ def reopened(source: Source, expected: Version | None = None, indexed: bool = Tr
     source : Source
     expected : Version, optional
         One that is good enough, if another thread has opened it meanwhile.
-    indexed : bool, optional
-        Whether its indexes are needed.
     """
     slot = _slot(source)
     with slot.lock:
         held = slot.opened
-        if held is not None and held.serves(source, expected, indexed):
+        if held is not None and held.serves(source, expected):
             return held
         # A snapshot stays what it is, whatever its branch has become.
         version = expected if expected is not None and expected.snapshot else version_of(source)
-        if held is None or not held.serves(source, version, indexed):
+        if held is None or not held.serves(source, version):
             if version.snapshot is None:
                 _forget_others(source, version)
-            held = slot.opened = Opened(source, _open(source, version, indexed), version, indexed)
-            slot.weight = _BYTES_OF_METADATA + sum(
-                held.dataset.variables[name].nbytes for name in held.dataset.xindexes
-            )
+            held = slot.opened = Opened(source, _open(source, version), version)
             if source.holds_file:
                 _close_when_idle()
         return held
@@ -683,9 +704,9 @@ def opened(source: Source, version: Version, changed: Callable[[str], Exception]
     if version.anchors and (now := version.now()) != version.stamp:
         raise changed(now)
     held = _slot(source).opened
-    if held is None or not held.serves(source, version, indexed=False):
+    if held is None or not held.serves(source, version):
         try:
-            held = reopened(source, version, indexed=False)
+            held = reopened(source, version)
         except FileNotFoundError as error:
             if (cause := filesystems.cause_of(error)) is not error:
                 raise cause from None

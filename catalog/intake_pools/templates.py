@@ -150,8 +150,7 @@ def _check(node: nodes.Node, text: str) -> None:
         raise EntryError(
             f"the template {_short(text)} has {what}, which is not run for a catalogue: it could read the "
             "environment or run code. Give the value as a parameter, or, if you trust who wrote the "
-            "catalogue, "
-            "open it with allow_code=True"
+            "catalogue, open it with allow_code=True"
         )
 
 
@@ -219,8 +218,7 @@ def render(value: Any, context: Mapping[str, Any]) -> Any:
             known = ", ".join(sorted(context)) or "none"
             raise EntryError(
                 f"the template {_short(text)} cannot be filled in: {error.message}. Known are: {known}. "
-                "Values for "
-                "the machines of a data centre go under `parameters:` of the data-centres file"
+                "Values for the machines of a data centre go under `parameters:` of the data-centres file"
             ) from None
         except Exception as error:
             raise EntryError(f"the template {_short(text)} cannot be filled in: {error}") from None
@@ -289,6 +287,5 @@ def refuse_code(inside: str, text: str) -> None:
         raise EntryError(
             f"{_short(text)} has {{{inside[:40]}}}, which is not run for a catalogue: it could read the "
             "environment or run code. Give the value as a parameter, or, if you trust who wrote the "
-            "catalogue, "
-            "open it with allow_code=True"
+            "catalogue, open it with allow_code=True"
         )

@@ -217,6 +217,7 @@ def _destination(array: Any, target: Any, instead: str) -> Iterator[tuple[Client
         )
     # A task that writes waits for others: it gives its thread away.
     with worker_client() if _in_a_task() else nullcontext(client) as client:
+        propagate.connect(client)
         provision.ensure_workers(client, pool)
         yield client, pool, url
 

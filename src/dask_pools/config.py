@@ -21,6 +21,11 @@ DEFAULTS: dict[str, Any] = {
         "probe": False,
         # How long to wait for workers of a pool that has none, at opening and at computing.
         "wait-for-workers": "60s",
+        # Whether workers come when they are wanted ("auto"), after the user was asked ("ask"), or not at all
+        # ("never"); None: as each pool says.
+        "provision": None,
+        # A pool that adapts lets a worker go that has had no task for so long.
+        "idle-timeout": "60s",
         # Coordinates and other variables up to this size come with the metadata when an entry is opened.
         "eager-size": "64 KiB",
         # Coordinates with an index come along up to this size; larger ones stay lazy, without an index.
@@ -29,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
         "prefer": [],
         # Whether replicas in pools that have workers are compared when one of them is opened.
         "compare-replicas": True,
+        # Data centre in which the client runs: what must stay there may come to it as it is. None: in none.
+        "here": None,
         # A computation that would move more bytes between pools is refused before any of its tasks runs.
         "transfer-budget": None,
     }
@@ -45,6 +52,33 @@ def propagating() -> bool:
 def wait_for_workers() -> float:
     """Seconds to wait for workers of a pool that has none (``pools.wait-for-workers``)."""
     return float(parse_timedelta(dask.config.get("pools.wait-for-workers")))
+
+
+PROVISIONS = ("auto", "ask", "never")
+"""What there is to say about whether workers come when they are wanted."""
+
+
+def check_provision(how: str | None) -> str | None:
+    """Return `how` if it says whether workers come when they are wanted, or nothing.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    if how is not None and how not in PROVISIONS:
+        raise ValueError(f"provision={how!r} is not known: use one of {', '.join(map(repr, PROVISIONS))}.")
+    return how
+
+
+def provision() -> str | None:
+    """Whether workers come when they are wanted (``pools.provision``); None: as each pool says."""
+    return check_provision(dask.config.get("pools.provision"))
+
+
+def idle_timeout() -> float:
+    """Seconds without a task after which a worker of a pool that adapts may go (``pools.idle-timeout``)."""
+    return float(parse_timedelta(dask.config.get("pools.idle-timeout")))
 
 
 def in_bytes(size: str | int) -> int:

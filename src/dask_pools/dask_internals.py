@@ -15,6 +15,7 @@ from dask._task_spec import (
     DataNode,
     GraphNode,
     Task,
+    TaskRef,
     _execute_subgraph,
     convert_legacy_graph,
     fuse_linear_task_spec,
@@ -36,8 +37,8 @@ from dask.blockwise import (
 from dask.delayed import optimize as optimize_delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.typing import Key
-from distributed import Future, Scheduler
-from distributed.scheduler import TaskGroup, TaskState, WorkerState, _task_slots_available
+from distributed import Client, Future, Scheduler
+from distributed.scheduler import TaskGroup, TaskPrefix, TaskState, WorkerState, _task_slots_available
 from distributed.shuffle._core import P2PBarrierTask, ShuffleRun
 from distributed.sizeof import safe_sizeof
 
@@ -49,6 +50,9 @@ __all__ = [
     "Layer",
     "MaterializedLayer",
     "P2PBarrierTask",
+    "Task",
+    "TaskPrefix",
+    "TaskRef",
     "TaskState",
     "WorkerState",
     "convert_legacy_graph",
@@ -272,16 +276,16 @@ def sliced_shape(task: GraphNode, shape: tuple[int, ...]) -> tuple[int, ...] | N
     return (*lengths, *shape[len(index) :])
 
 
-def threads_by_resource() -> dict[str, int]:
-    """Threads of the workers, of all schedulers in this process, that offer each resource.
+def threads_by_resource() -> dict[str, list[int]]:
+    """Threads of each worker, of all schedulers in this process, that offers a resource.
 
     Called from the offload thread while the scheduler runs: copies first, and never writes.
     """
-    threads: dict[str, int] = {}
+    threads: dict[str, list[int]] = {}
     for scheduler in schedulers_here():
         for worker in list(scheduler.workers.values()):
             for name in list(worker.resources):
-                threads[name] = threads.get(name, 0) + worker.nthreads
+                threads.setdefault(name, []).append(worker.nthreads)
     return threads
 
 
@@ -398,3 +402,43 @@ def free_slots(scheduler: Scheduler, worker: WorkerState) -> int:
     if worker not in scheduler.running:
         return 0
     return max(0, int(_task_slots_available(worker, scheduler.WORKER_SATURATION)))
+
+
+def expected_duration(scheduler: Scheduler, prefix: TaskPrefix) -> float:
+    """Seconds that Dask expects a task of this prefix to take.
+
+    Assumes that Dask's own adaptivity estimates by `distributed.Scheduler._get_prefix_duration`.
+    """
+    return float(scheduler._get_prefix_duration(prefix))
+
+
+def layers_to_send(expression: object) -> list[tuple[str, Mapping[Key, Any]]]:
+    """Layers of what a client is about to send, by name; none of what is no graph of layers, such as a frame.
+
+    Assumes that a client sends `HLGExpr`, or a sequence of them.
+    """
+    several = isinstance(expression, _HLGExprSequence)
+    parts = list(expression.operands) if several else [expression]  # type: ignore[attr-defined]
+    graphs = [part.hlg for part in parts if isinstance(part, HLGExpr)]
+    return [layer for graph in graphs for layer in graph.layers.items()]
+
+
+def before_sending(client: Client, call: Callable[[object], None]) -> None:
+    """Have `call` called with each expression that a client is about to send, where it does so.
+
+    What `call` raises reaches whoever computes, and nothing is sent.
+
+    Notes
+    -----
+    Assumes that whatever a client computes goes through ``Client._graph_to_futures(expr, …)``. Nothing
+    public is called between the making of a graph and its being sent.
+    """
+    if "_graph_to_futures" in vars(client):
+        return
+    send = client._graph_to_futures
+
+    def _graph_to_futures(*args: Any, **kwargs: Any) -> Any:
+        call(args[0] if args else kwargs["expr"])
+        return send(*args, **kwargs)
+
+    client._graph_to_futures = _graph_to_futures

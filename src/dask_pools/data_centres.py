@@ -1,4 +1,4 @@
-"""The data-centres file: which data centre hosts which paths and URLs.
+"""The data-centres file: which data centre hosts which paths and URLs, and how it gets workers.
 
 One schema and one parser for it. A file reads::
 
@@ -11,6 +11,8 @@ One schema and one parser for it. A file reads::
         hosts: ["*.eumetsat.int"]
         endpoints: ["https://s3.eumetsat.int"]
         parameters: {DATA_PATH: "$HOME/eumetsat"}
+        workers: {launcher: local, threads: 2}
+        site: {host: login.eumetsat.int}
 
 The rule that covers most of a place wins. A prefix matches whole components: ``/data/ecmwf`` hosts
 ``/data/ecmwf`` and what is below it, but not ``/data/ecmwf2``; ``s3://bucket/a`` not ``s3://bucket/ab``. The
@@ -20,7 +22,8 @@ meant.
 Paths and URLs are normalised before they are compared, so ``/data/ecmwf/../other`` is below ``/data``.
 
 The file is the user's own, so environment variables may be used in its values. This module knows neither
-catalogues nor workers.
+catalogues nor launchers; what ``workers:`` may say is in `dask_pools.workers`, and
+what ``site:``, ``scheduler:`` and ``network:`` may, in `dask_pools.network`.
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ import difflib
 import math
 import os
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import dask
 import yaml
@@ -39,6 +42,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     PrivateAttr,
     ValidationError,
     ValidationInfo,
@@ -46,8 +50,11 @@ from pydantic import (
 )
 
 from dask_pools.errors import DataCentresError
+from dask_pools.network import SCHEDULER, NetworkKind, SchedulerSection, SiteSection
 from dask_pools.pins import check_name
 from dask_pools.places import KINDS, SCHEME, Place, Rule, Rules, form_of, place_of
+from dask_pools.workers import WRONG, Workers
+from dask_pools.workers import parse as parse_workers
 
 __all__ = [
     "DataCentre",
@@ -92,6 +99,10 @@ class DataCentre(BaseModel):
         Values of the parameters with which catalogues for several machines name their paths.
     residency : "stay" or None
         ``stay`` if raw chunks may not leave.
+    workers : dask_pools.workers.Workers or None
+        How to get workers there; None if this file does not say.
+    site : dask_pools.network.SiteSection or None
+        Its control host, and how it is reached; None if this file does not say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -103,6 +114,14 @@ class DataCentre(BaseModel):
     regions: tuple[str, ...] = ()
     parameters: dict[str, str] = Field(default_factory=dict)
     residency: Literal["stay"] | None = None
+    site: SiteSection | None = None
+    # Left out where rules are written down, as where they are pickled.
+    workers: Annotated[Workers | None, PlainValidator(parse_workers)] = Field(default=None, exclude=True)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Get what is pickled: rules travel with graphs, and what is said about workers may be secret."""
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "workers": None}}
 
     @field_validator(*_LISTS, mode="before")
     @classmethod
@@ -138,6 +157,10 @@ class DataCentres(BaseModel):
     costs : dict of str to dict of str to float
         What a byte costs from one data centre (outer key) to another (inner key), relative to the others:
         prices or inverse bandwidths. Pairs that are not there cost 1.
+    network : {"mesh", "tls"}
+        How what goes between data centres is carried.
+    scheduler : dask_pools.network.SchedulerSection
+        How the machine of the scheduler is reached.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -145,6 +168,8 @@ class DataCentres(BaseModel):
     version: Literal[1] = 1
     data_centres: dict[str, DataCentre]
     costs: dict[str, dict[str, float]] = Field(default_factory=dict)
+    network: NetworkKind = "mesh"
+    scheduler: SchedulerSection = Field(default_factory=SchedulerSection)
 
     _origin: str = PrivateAttr(default="the data centres given")
     _rules: Rules = PrivateAttr(default_factory=Rules)
@@ -230,6 +255,7 @@ class DataCentres(BaseModel):
 
     def _index(self, origin: str, lines: Mapping[tuple[Any, ...], tuple[str, int | None]]) -> None:
         self._origin, self._lines = origin, dict(lines)
+        self._check_sites()
         for name, data_centre in self.data_centres.items():
             for plural, kind in _LISTS.items():
                 for number, pattern in enumerate(getattr(data_centre, plural)):
@@ -241,6 +267,28 @@ class DataCentres(BaseModel):
                             f"{kind} of {other.data_centre!r}: {other}. A {kind} belongs to one data centre; "
                             f"remove one of the two{longer}."
                         )
+
+    def _check_sites(self) -> None:
+        """Refuse relays that are no sites, and a site of the scheduler's name."""
+        sites = {name: one.site for name, one in self.data_centres.items() if one.site is not None}
+        relays: dict[tuple[str, ...], str | None] = {("scheduler",): self.scheduler.relay}
+        relays |= {("data_centres", name, "site"): site.relay for name, site in sites.items()}
+        known = [*sites, SCHEDULER]
+        for at, relay in relays.items():
+            if relay is not None and relay not in known:
+                near = difflib.get_close_matches(relay, known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                where = _at(*self._lines.get((*at, "relay"), (self._origin, None)))
+                raise DataCentresError(
+                    f"{where}: {_dotted((*at, 'relay'))}: {relay!r} is no site of this file.{hint} Sites: "
+                    f"{', '.join(known)}."
+                )
+        if SCHEDULER in sites:
+            where = _at(*self._lines.get(("data_centres", SCHEDULER), (self._origin, None)))
+            raise DataCentresError(
+                f"{where}: a data centre with a site cannot be called {SCHEDULER!r}: that is what the "
+                "scheduler's own site is called. Give it another name."
+            )
 
 
 def parse(text: str, origin: str, *, environment: Mapping[str, str] | None = None) -> DataCentres:
@@ -368,35 +416,66 @@ def _validate(data: Any, origin: str, lines: Mapping[tuple[Any, ...], int]) -> D
         model = DataCentres.model_validate(data)
     except ValidationError as error:
         complaints = "\n".join(
-            _complaint(one["type"], one["loc"], one["msg"], one["input"], origin, lines)
-            for one in error.errors(include_url=False)
+            _complaint(one, at, allowed, origin, lines)
+            for one, at, allowed in _each(error.errors(include_url=False), (), DataCentres)
         )
         raise DataCentresError(complaints) from None
     model._index(origin, {at: (origin, line) for at, line in lines.items()})
     return model
 
 
+def _each(
+    errors: Iterable[Any], above: tuple[Any, ...], model: type[BaseModel]
+) -> Iterator[tuple[Any, tuple[Any, ...], list[str]]]:
+    """Every error with where it is and which keys there may be; of sections, those that are in them."""
+    for error in errors:
+        if error["type"] == WRONG:
+            yield from _each(error["ctx"]["errors"], (*above, *error["loc"]), error["ctx"]["model"])
+        else:
+            yield error, (*above, *error["loc"]), _allowed(model, error["loc"])
+
+
+def _allowed(model: type[BaseModel], at: tuple[Any, ...]) -> list[str]:
+    """Keys that a file may have beside the one at `at`."""
+    for part in at[:-1]:
+        if part in model.model_fields:
+            model = next(_models(model.model_fields[part].annotation), model)
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Classes of sections that a value of this type may be."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for one in get_args(annotation):
+        yield from _models(one)
+
+
 def _complaint(
-    kind: str,
+    error: Any,
     at: tuple[Any, ...],
-    message: str,
-    value: Any,
+    allowed: list[str],
     origin: str,
     lines: Mapping[tuple[Any, ...], int],
 ) -> str:
-    where = _at(origin, _line_of(at, lines))
-    key = _dotted(at)
+    kind, where, key = error["type"], _at(origin, _line_of(at, lines)), _dotted(at)
     if kind == "extra_forbidden":
-        allowed = list((DataCentres if len(at) == 1 else DataCentre).model_fields)
         near = difflib.get_close_matches(str(at[-1]), allowed, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"{where}: unknown key {key!r}.{hint} Allowed here: {', '.join(allowed)}."
+    in_section = at[2:3] in (("workers",), ("site",)) or at[:1] in (("network",), ("scheduler",))
+    shape = "" if in_section else f" The file should read: {_SHAPE}"
     if kind == "missing":
-        return f"{where}: key {key!r} is missing. The file should read: {_SHAPE}"
+        return f"{where}: key {key!r} is missing.{shape}"
     if kind == "value_error":
-        return f"{where}: {key}: {message.removeprefix('Value error, ')}"
-    expected = _EXPECTED.get(kind, message)
-    return f"{where}: {key or 'the file'} should be {expected}, not {value!r}. It should read: {_SHAPE}"
+        return f"{where}: {f'{key}: ' * bool(key)}{error['msg'].removeprefix('Value error, ')}"
+    if in_section:
+        expected = _EXPECTED_IN_SECTIONS.get(kind, error["msg"].removeprefix("Input should be "))
+        return f"{where}: {key} should be {expected}, not {error['input']!r}."
+    expected = _EXPECTED.get(kind, error["msg"])
+    return (
+        f"{where}: {key or 'the file'} should be {expected}, not {error['input']!r}. It should read: {_SHAPE}"
+    )
 
 
 def _line_of(at: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int]) -> int | None:
@@ -411,6 +490,16 @@ _EXPECTED = {
     "dict_type": "a mapping of names to data centres",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
+}
+# In sections, whose keys are of many kinds.
+_EXPECTED_IN_SECTIONS = {
+    "string_type": "a text (in quotes, should it look like a number)",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
 }
 
 
@@ -495,7 +584,8 @@ def merge(several: Sequence[DataCentres]) -> DataCentres:
     Raises
     ------
     DataCentresError
-        If one rule belongs to two data centres, or a parameter or a cost has two values.
+        If one rule belongs to two data centres, or a parameter, a cost, `workers`, `site`, `network` or
+        `scheduler` has two values.
     """
     if len(several) == 1:
         return several[0]
@@ -507,18 +597,22 @@ def merge(several: Sequence[DataCentres]) -> DataCentres:
     for one in several:
         for name, data_centre in one.data_centres.items():
             known = merged.get(name, DataCentre())
-            lists: dict[str, tuple[str, ...]] = {}
+            fields: dict[str, Any] = {}
             for plural in _LISTS:
                 had, come = getattr(known, plural), getattr(data_centre, plural)
                 for number, _ in enumerate(come):
                     here = ("data_centres", name, plural)
                     lines[(*here, len(had) + number)] = one._lines.get((*here, number), (one.origin, None))
-                lists[plural] = had + come
+                fields[plural] = had + come
             for parameter in data_centre.parameters:
                 at = ("data_centres", name, "parameters", parameter)
                 lines.setdefault(at, one._lines.get(at, (one.origin, None)))
+            if workers := _one_of(known.workers, data_centre.workers, f"workers of {name}", one):
+                fields["workers"] = workers
+            if site := _one_of(known.site, data_centre.site, f"details of the site of {name}", one):
+                fields["site"] = site
             merged[name] = DataCentre(
-                **lists,
+                **fields,
                 parameters=_joined(
                     known.parameters, data_centre.parameters, f"parameter {{}} of {name}", one
                 ),
@@ -526,7 +620,11 @@ def merge(several: Sequence[DataCentres]) -> DataCentres:
             )
         for name, row in one.costs.items():
             costs[name] = _joined(costs.get(name, {}), row, f"the cost from {name} to {{}}", one)
-    together = DataCentres(data_centres=merged, costs=costs)
+    top: dict[str, Any] = {}
+    for one in several:
+        for key in {"network", "scheduler"} & one.model_fields_set:
+            top[key] = _one_of(top.get(key), getattr(one, key), f"values of {key}", one)
+    together = DataCentres(data_centres=merged, costs=costs, **top)
     together._index(" and ".join(dict.fromkeys(one.origin for one in several)), lines)
     return together
 
@@ -541,6 +639,14 @@ def _joined(
                 "data-centres file. Keep one."
             )
     return {**had, **come}
+
+
+def _one_of(had: _Value, come: _Value, what: str, source: DataCentres) -> _Value:
+    if had is not None and come is not None and had != come:
+        raise DataCentresError(
+            f"{source.origin}: the {what} are described differently in another data-centres file. Keep one."
+        )
+    return had if come is None else come
 
 
 def default() -> DataCentres | None:

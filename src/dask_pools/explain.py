@@ -18,7 +18,7 @@ from distributed.protocol.pickle import dumps, loads
 
 from dask_pools import dask_internals, propagate
 from dask_pools.config import in_bytes, transfer_budget
-from dask_pools.pins import RESOURCE_PREFIX
+from dask_pools.pins import pools_of_resources
 from dask_pools.placement.plan import Crossing, Plan, PoolShare, Step, budget_error
 
 __all__ = ["Crossing", "Plan", "PoolShare", "Step", "explain"]
@@ -100,10 +100,7 @@ def _arrays(collections: Iterable[Any]) -> list[Any]:
 async def plan_here(question: bytes, dask_scheduler: Scheduler) -> Plan:
     """Make the plan of some graphs; for ``client.run_on_scheduler``."""
     workers = Counter(
-        name.removeprefix(RESOURCE_PREFIX)
-        for worker in dask_scheduler.workers.values()
-        for name in worker.resources
-        if name.startswith(RESOURCE_PREFIX)
+        pool for worker in dask_scheduler.workers.values() for pool in pools_of_resources(worker.resources)
     )
     # Not in the thread that prepares graphs: those that are to be computed need not wait for an explanation.
     return await asyncio.to_thread(_answer, question, dict(workers))

@@ -111,6 +111,15 @@ def pool_of_resources(resources: Mapping[str, float] | None) -> str | None:
     return None
 
 
+def pools_of_resources(resources: Mapping[str, float] | None) -> tuple[str, ...]:
+    """Pools among the resources that a worker offers, sorted."""
+    return tuple(
+        sorted(
+            name.removeprefix(RESOURCE_PREFIX) for name in resources or () if name.startswith(RESOURCE_PREFIX)
+        )
+    )
+
+
 def without_pool(annotations: Mapping[str, Any] | None) -> dict[str, Any]:
     """Copy of a layer's annotations without its pin; other resources stay."""
     others = dict(annotations or {})

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -20,17 +20,18 @@ from weakref import WeakKeyDictionary
 import dask
 from dask.base import flatten
 from dask.highlevelgraph import HighLevelGraph
+from dask.typing import Key
 from distributed import Client, default_client
 
 import dask_pools
-from dask_pools import dask_internals, frames, pins, scheduler, targets
+from dask_pools import dask_internals, frames, pins, provision, scheduler, targets
 from dask_pools.config import propagating, transfer_budget
 from dask_pools.errors import (
     PoolsError,
     UnsupportedSettingError,
     VersionMismatchError,
 )
-from dask_pools.placement import lower
+from dask_pools.placement import lower, residency
 from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, budget_error, crossed_bytes, summarise
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class PlacingOptimizer(int):
         Those of where it was sent from, which say where what is stored belongs.
     budget : int, optional
         Bytes that may cross between pools, by the settings of where it was sent from.
+    inside : collection of str, optional
+        Pools that the process is in that it was sent from.
 
     Notes
     -----
@@ -72,7 +75,9 @@ class PlacingOptimizer(int):
         propagate: bool | None = None,
         rules: targets.Rules | None = None,
         budget: int | None = None,
+        inside: Collection[str] = (),
     ) -> None:
+        self.inside = inside
         self.setting = setting
         self.propagate = propagate
         self.rules = rules
@@ -90,10 +95,11 @@ class PlacingOptimizer(int):
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled when a graph is sent: what the client has configured travels with it.
         if self.propagate is not None:
-            return PlacingOptimizer, (self.setting, self.propagate, self.rules, self.budget)
+            return PlacingOptimizer, (self.setting, self.propagate, self.rules, self.budget, self.inside)
         if not propagating():
             return PlacingOptimizer, (self.setting, False)
-        return PlacingOptimizer, (self.setting, True, targets.rules_to_send(), transfer_budget())
+        sent = targets.rules_to_send(), transfer_budget(), residency.pools_here()
+        return PlacingOptimizer, (self.setting, True, *sent)
 
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         """Optimise the graph `dsk` for the results `keys`.
@@ -105,50 +111,55 @@ class PlacingOptimizer(int):
         UnlocatedError
             If it stores to a path that no rule locates.
         ResidencyError
-            If something that must stay in its pool is wanted in another.
+            If something that must stay in its pool is wanted in another, or by the client.
         TransferBudgetError
             If more bytes would cross between pools than the budget allows.
         """
-        kinds = dask_internals.kinds_of_outputs(dsk, flatten([keys]), self.setting)
+        kinds, kind = self._kinds(dsk, keys)
         sent = self.propagate is not None
         on = self.propagate if sent else propagating()
         try:
             layers = lower.read(dsk, self._locate() if on else None)
             if layers is not None:
-                # Arrays are optimised most: what other kinds leave as it is stays right when fused.
-                kind = _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
                 if not on:
                     return lower.release(layers, keys, kind)
                 if sent:
+                    residency.check_client(dsk, flatten([keys]), self.inside)
                     for running in dask_internals.schedulers_here():
                         scheduler.install_from_thread(running)
+                check = None
                 if self.budget is not None and sent:
-                    self._check_budget(dsk, layers, keys, kind)
-                return lower.place(layers, keys, kind, name_pins=not sent, costs=self.costs())
+                    check = partial(self._check_budget, layers, dsk.layers)
+                return lower.place(layers, keys, kind, name_pins=not sent, costs=self.costs(), check=check)
         except PoolsError:
             raise
         except Exception:
             # A bug of ours must not cost a user the result; the scheduler plugin pins what the layers miss.
             logger.warning("Could not place a graph; it runs pinned, but less well arranged.", exc_info=True)
             return dsk.cull(set(flatten([keys]))) if isinstance(dsk, HighLevelGraph) else dsk
-        parts = [_KINDS[kind].optimize(dsk, wanted, **kwargs) for kind, wanted in kinds.items()]
+        parts = [_KINDS[setting].optimize(dsk, wanted, **kwargs) for setting, wanted in kinds.items()]
         return parts[0] if len(parts) == 1 else HighLevelGraph.merge(*parts)
 
     def plan(self, dsk: Any, keys: Any, workers: Mapping[str, int], budget: int | None) -> Plan:
         """Tell what the graph `dsk`, sent for the results `keys`, will move; `workers` by pool."""
-        kinds = dask_internals.kinds_of_outputs(dsk, flatten([keys]), self.setting)
+        _, kind = self._kinds(dsk, keys)
         layers = lower.read(dsk, self._locate()) if self.propagate else None
-        kind = _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
+        residency.check_client(dsk, flatten([keys]), self.inside)
         if layers is None:
             loose = len(HighLevelGraph.merge(dsk).cull(set(flatten([keys]))).to_dict())
             return Plan((PoolShare(ANYWHERE, tasks=loose),), budget=budget)
         return summarise(lower.plan(layers, keys, kind, self.costs()), layers, dsk.layers, workers, budget)
 
-    def _check_budget(self, dsk: HighLevelGraph, layers: lower.Layers, keys: Any, kind: lower.Kind) -> None:
-        """Refuse a graph that would move more than the budget allows."""
-        placed = lower.plan(layers, keys, kind, self.costs())
+    def _kinds(self, dsk: Any, keys: Any) -> tuple[dict[str, list[Key]], lower.Kind]:
+        """Sort the results asked for by their kind, and choose how their graph is optimised as a whole."""
+        kinds = dask_internals.kinds_of_outputs(dsk, flatten([keys]), self.setting)
+        # Arrays are optimised most: what other kinds leave as it is stays right when fused.
+        return kinds, _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
+
+    def _check_budget(self, layers: lower.Layers, source: Mapping[str, Any], placed: lower.Placed) -> None:
+        """Refuse a placement that would move more than the budget allows."""
         if self.budget is not None and crossed_bytes(placed) > self.budget:
-            raise budget_error(summarise(placed, layers, dsk.layers, budget=self.budget))
+            raise budget_error(summarise(placed, layers, source, budget=self.budget))
 
     def costs(self) -> dict[str, dict[str, float]]:
         """Tell what a byte costs from one pool to another, by the data-centres files of whoever computes."""
@@ -309,4 +320,5 @@ async def connect_async(client: Client) -> None:
     if found:
         raise VersionMismatchError(found, own)
     await client.run_on_scheduler(scheduler.install_here)
+    provision.watch(client)
     _connected[client] = client.scheduler.address

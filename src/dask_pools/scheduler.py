@@ -3,7 +3,8 @@
 It pins what arrives without a pin although its key or its inputs have one (the backstop), keeps P2P rechunks
 inside the pool of their consumers, holds pinned roots back while their pool is busy (`queueing`), fails tasks
 whose pool has no workers instead of letting them wait for ever, passes requests for workers on to whoever can
-start some, and looks at the version of workers that join. It knows pools by the resources that workers offer;
+start some, tells them how much each pool has to do, takes workers out of pools, and looks at the version of
+workers that join. It knows pools by the resources that workers offer;
 it knows neither data centres nor launchers.
 """
 
@@ -13,8 +14,10 @@ import asyncio
 import difflib
 import logging
 import pkgutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -30,9 +33,11 @@ from tornado.ioloop import PeriodicCallback
 import dask_pools
 from dask_pools import pins
 from dask_pools.config import propagating, wait_for_workers
-from dask_pools.dask_internals import P2PBarrierTask, TaskState
+from dask_pools.dask_internals import P2PBarrierTask, TaskPrefix, TaskState
+from dask_pools.demand import Gauge
 from dask_pools.errors import MixedPoolsError, PoolUnavailableError, VersionMismatchError
 from dask_pools.queueing import RootQueue
+from dask_pools.retirement import retire
 from dask_pools.traffic import open_account
 
 logger = logging.getLogger(__name__)
@@ -45,14 +50,57 @@ OWNER_SECONDS = 10.0
 """An owner that has not been heard of for so long is taken to be gone."""
 
 
+TOPIC = "dask-pools"
+"""Topic of the scheduler's events under which what happens to pools is told."""
+
+
+@dataclass(frozen=True)
+class Supply:
+    """One pool, as whoever can start workers for it tells."""
+
+    maximum: int | None = None
+    """The most workers that there can be."""
+    provision: str = "auto"
+    """Whether workers come by themselves, after somebody has been asked, or never."""
+    timeout: float | None = None
+    """Seconds to wait for a first worker; None: as those who wait wish."""
+    askers: tuple[str, ...] | None = None
+    """Users who may ask for workers; None for everybody."""
+    first: int = 1
+    """How many come when it has none and is wanted."""
+    wanted: int = 0
+    """How many workers there should be."""
+    requested: int = 0
+    """How many its launcher has been asked for, those that have joined among them."""
+    starting: int = 0
+    """How many of these have not joined yet."""
+    failed: str | None = None
+    """Why there are fewer than there should be, if that was given up."""
+    failed_for: float = 0.0
+    """Seconds since then."""
+    refuses: bool = False
+    """Whether that is so recent that who asks now is to be told, instead of a new attempt."""
+    idle: float | None = None
+    """If it adapts, the seconds without a task after which a worker may go."""
+    hours: float = 0.0
+    """Hours that its workers have run, added up."""
+
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> Supply:
+        """Make one of what arrived over the wire."""
+        askers = message.get("askers")
+        return cls(**{**message, "askers": None if askers is None else tuple(askers)})
+
+
 @dataclass
 class Owner:
     """Whoever can start workers: a `PoolCluster`."""
 
-    supply: dict[str, int | None]
-    """For each pool it knows the largest number of workers, or None."""
-    failed: dict[str, str]
-    """For each pool that it could not start workers for, why."""
+    pools: dict[str, Supply]
+    names: dict[str, str]
+    """For each worker that it is starting or has started, its pool."""
+    dismissed: set[str]
+    """Names of workers that it does not want any more; they may come all the same."""
     heard: float
     """When it was last heard of, in seconds of the monotonic clock."""
 
@@ -63,6 +111,7 @@ class _Missing:
 
     since: float
     requested: bool = False
+    """Whether somebody asked who may ask."""
     tasks: set[Key] = field(default_factory=set)
 
 
@@ -80,6 +129,9 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self._barriers: set[Key] = set()
         self._checks: set[asyncio.Task[None]] = set()
         self._next_check = 0.0
+        self._rejected: dict[str, str] = {}
+        self._leaving: set[str] = set()
+        self._news = asyncio.Event()
 
     async def start(self, scheduler: Scheduler) -> None:
         """Begin to watch; distributed calls this where a client registers the plugin."""
@@ -89,11 +141,15 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         """Begin to watch `scheduler`."""
         self.scheduler = scheduler
         self._queue = RootQueue(scheduler, self._workers_of)
+        self._gauge = Gauge(scheduler, self._workers_of)
         scheduler.handlers.update(
-            pools_status=self.status, pools_request=self.request, pools_supply=self.supply
+            pools_status=self.status,
+            pools_request=self.request,
+            pools_supply=self.supply,
+            pools_retire=self.retire,
         )
         for address, worker in scheduler.workers.items():
-            if offered := _pools_offered(worker.resources):
+            if offered := pins.pools_of_resources(worker.resources):
                 self.seen.update(offered)
                 self._check_version(address)
         check = PeriodicCallback(self._check, CHECK_SECONDS * 1000)
@@ -113,42 +169,203 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self._forget_owners(now)
         pools: dict[str, dict[str, int]] = {}
         for worker in self.scheduler.workers.values():
-            for pool in _pools_offered(worker.resources):
+            for pool in pins.pools_of_resources(worker.resources):
                 if worker.address in self._workers_of(pool):
                     counts = pools.setdefault(pool, {"workers": 0, "threads": 0})
                     counts["workers"] += 1
                     counts["threads"] += worker.nthreads
+        supplies = self._supplies()
+        loads = self._gauge.measure({*supplies, *pools, *self._missing})
         return {
             "version": dask_pools.__version__,
             "pools": pools,
             "seen": sorted(self.seen),
-            "supplied": {pool: n for owner in self.owners.values() for pool, n in owner.supply.items()},
-            "failed": {pool: why for owner in self.owners.values() for pool, why in owner.failed.items()},
+            "supplied": {pool: supply.maximum for pool, supply in supplies.items()},
+            "supplies": {pool: asdict(supply) for pool, supply in supplies.items()},
+            "failed": {pool: supply.failed for pool, supply in supplies.items() if supply.failed},
             "wanted": {pool: now - missing.since for pool, missing in self._missing.items()},
+            "loads": {pool: asdict(load) for pool, load in loads.items()},
             "mismatched": dict(self.mismatched),
         }
 
-    def request(self, pool: str, waited: float, patience: float) -> str | bool:
-        """Ask for workers of `pool`, having waited some seconds of those that one is ready to wait.
+    def _supplies(self) -> dict[str, Supply]:
+        return {pool: supply for owner in self.owners.values() for pool, supply in owner.pools.items()}
+
+    def request(
+        self,
+        pools: Iterable[str],
+        waited: float,
+        patience: float | None,
+        default_patience: float,
+        provision: str | None = None,
+        approved: bool = False,
+        user: str = "",
+    ) -> dict[str, dict[str, Any]]:
+        """Ask for workers of some pools, having waited some seconds.
+
+        Parameters
+        ----------
+        pools : iterable of str
+        waited : float
+            Seconds.
+        patience : float or None
+            Seconds that one is ready to wait; None: as many as a pool is said to take.
+        default_patience : float
+            Seconds to wait where that is not said.
+        provision : {"auto", "ask", "never"}, optional
+            Replaces what a pool is set to, unless that is ``"never"``.
+        approved : bool
+            Whether somebody has been asked and agrees.
+        user : str
+            Who asks.
 
         Returns
         -------
-        str or bool
-            True if it has workers, False if some may come, or why nobody should wait longer.
+        dict
+            For each pool: whether it has workers (``ready``); whether somebody has to agree first (``ask``);
+            why nobody should wait longer (``refused``); for how long to wait at most (``patience``); how many
+            workers have been ``requested``, come ``first``, and there can be (``maximum``).
         """
-        if self._workers_of(pool):
-            return True
-        if reason := self._reason_to_give_up(pool, waited, patience):
-            return reason
-        self._missing.setdefault(pool, _Missing(monotonic())).requested = True
-        return False
+        self._forget_owners(monotonic())
+        answers: dict[str, dict[str, Any]] = {}
+        for pool in pools:
+            supply = self._supplies().get(pool)
+            limit = patience
+            if limit is None:
+                limit = supply.timeout if supply and supply.timeout else default_patience
+            answer: dict[str, Any] = {"ready": False, "ask": False, "refused": None, "requested": 0}
+            answer |= {"patience": limit, "first": 1, "maximum": None}
+            answers[pool] = answer
+            self._gauge.asked(pool)
+            if self._workers_of(pool):
+                answer["ready"] = True
+                continue
+            if supply is not None:
+                answer |= {
+                    "requested": supply.requested,
+                    "first": supply.first,
+                    "maximum": supply.maximum,
+                }
+            policy = supply.provision if supply else "auto"
+            if provision is not None and policy != "never":
+                policy = provision
+            coming = self._is_coming(pool)
+            refused = self._reason_to_give_up(pool, waited, limit)
+            if refused is None and not coming:
+                refused = self._not_allowed(pool, supply, policy, user)
+            if refused is not None:
+                answer["refused"] = refused
+            elif policy == "ask" and not approved and not coming:
+                answer["ask"] = True
+            else:
+                missing = self._missing.setdefault(pool, _Missing(monotonic()))
+                if not missing.requested:
+                    missing.requested = True
+                    self.scheduler.log_event(TOPIC, {"action": "asked", "pool": pool, "user": user})
+                    self._news.set()
+        return answers
 
-    def supply(
-        self, owner: str, supply: Mapping[str, int | None], failed: Mapping[str, str]
-    ) -> dict[str, list[str]]:
-        """Hear from an owner what it can supply and what failed; answers which pools are wanted."""
-        self.owners[owner] = Owner(dict(supply), dict(failed), monotonic())
-        return {"wanted": sorted(self._missing)}
+    def _is_coming(self, pool: str) -> bool:
+        """Whether workers of a pool have been asked for already, so that nobody has to agree any more."""
+        supply = self._supplies().get(pool)
+        missing = self._missing.get(pool)
+        return bool(supply and supply.wanted) or bool(missing and missing.requested)
+
+    def _not_allowed(self, pool: str, supply: Supply | None, policy: str, user: str) -> str | None:
+        """Say why a pool may not be brought up by asking, and what to type; None if it may."""
+        scale = f"Whoever runs the cluster can: cluster.scale({pool!r}, 1)."
+        if policy == "never":
+            return f"It is not to be brought up by asking (provision: never). {scale}"
+        if supply is not None and supply.askers is not None and user not in supply.askers:
+            return f"{user or 'This client'!r} is not among those who may ask for it. {scale}"
+        return None
+
+    async def supply(
+        self,
+        owner: str,
+        pools: Mapping[str, Mapping[str, Any]],
+        names: Mapping[str, str],
+        dismissed: Iterable[str],
+        events: Iterable[Mapping[str, Any]] = (),
+        patience: float = 0.0,
+    ) -> dict[str, Any]:
+        """Hear from an owner how its pools stand; answers what they have to do, and which are wanted.
+
+        Parameters
+        ----------
+        owner : str
+        pools : mapping of str to mapping
+            `Supply`, by pool.
+        names : mapping of str to str
+            For each worker that it is starting or has started, its pool.
+        dismissed : iterable of str
+            Names of workers that are to be sent home should they come.
+        events : iterable of mapping
+            What has happened.
+        patience : float
+            Seconds to wait with the answer unless there is news.
+        """
+        supplied = {pool: Supply.of(supply) for pool, supply in pools.items()}
+        self.owners[owner] = Owner(supplied, dict(names), set(dismissed), monotonic())
+        for event in events:
+            self.scheduler.log_event(TOPIC, dict(event))
+        for address, worker in list(self.scheduler.workers.items()):
+            self._send_home(address, str(worker.name))
+            if address in self.mismatched:
+                self._reject_old(address)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), patience)
+        self._news.clear()
+        rejected = {name: why for name, why in self._rejected.items() if name in names}
+        for name in rejected:
+            del self._rejected[name]
+        idle = {pool: one.idle for pool, one in supplied.items() if one.idle is not None}
+        loads = self._gauge.measure(supplied, idle)
+        return {
+            "wanted": [pool for pool in sorted(self._missing) if self._may_come(pool)],
+            "rejected": rejected,
+            "loads": {pool: asdict(load) for pool, load in loads.items()},
+        }
+
+    def _may_come(self, pool: str) -> bool:
+        """Whether the workers that a pool lacks may be started now."""
+        missing, supply = self._missing[pool], self._supplies().get(pool)
+        return missing.requested or supply is None or (supply.provision == "auto" and supply.askers is None)
+
+    async def retire(self, pool: str, names: Iterable[str], ordered: bool) -> list[str]:
+        """Take workers out of a pool (`dask_pools.retirement.retire`); answers with the names of those gone.
+
+        Parameters
+        ----------
+        pool : str
+        names : iterable of str
+        ordered : bool
+            Whether they go even if they have a task, or a result that nobody in the pool can take over.
+        """
+        wanted = set(names)
+        addresses = {
+            address: str(w.name) for address, w in self.scheduler.workers.items() if w.name in wanted
+        }
+        self._leaving.update(addresses)
+        try:
+            gone, kept = await retire(
+                self.scheduler, list(addresses), lambda: self._workers_of(pool), ordered=ordered
+            )
+        finally:
+            self._leaving.difference_update(addresses)
+        self.scheduler.log_event(
+            TOPIC,
+            {
+                "action": "retired",
+                "pool": pool,
+                "workers": [addresses[address] for address in gone],
+                "kept": [addresses[address] for address in kept],
+            },
+        )
+        if kept:
+            self._queue.fill()
+        # Those that had left already are gone as well.
+        return sorted(wanted - {addresses[a] for a in addresses if a in self.scheduler.workers})
 
     # Graphs that arrive.
 
@@ -185,10 +402,27 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             self._barriers.add(barrier.key)
             self._keep_in_pool(barrier)
         self._queue.hold((*pinned, *free.values()))
+        self._foresee((*pinned, *free.values()))
+
+    def _foresee(self, tasks: Iterable[TaskState]) -> None:
+        """Ask for all the pools that new tasks need, before any of them is sent."""
+        lacking: dict[str, bool] = {}
+        for task in tasks:
+            for pool in pins.pools_of_resources(task.resource_restrictions):
+                self._gauge.expect(task, pool)
+                if pool not in lacking:
+                    lacking[pool] = not self._workers_of(pool)
+        supplies = self._supplies()
+        for pool in lacking:
+            if lacking[pool] and pool in supplies:
+                self._missing.setdefault(pool, _Missing(monotonic()))
+                self._news.set()
 
     def transition(self, key: Key, start: str, finish: str, *_: Any, **__: Any) -> None:
         """Follow what happens to tasks."""
         self._queue.transition(key, start, finish)
+        if finish == "processing":
+            self._gauge.sent(key)
 
     def _near_pins(self, free: Mapping[Key, TaskState]) -> bool:
         """Whether any of these tasks reads a pinned result of an earlier graph."""
@@ -251,7 +485,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     def _workers_of(self, pool: str) -> set[str]:
         """Addresses of the workers of `pool` that pinned tasks may be sent to."""
         offers = self.scheduler.resources.get(pins.resource(pool), {})
-        return {worker for worker, offered in offers.items() if offered >= 0}
+        return {worker for worker, offered in offers.items() if offered >= 0 and worker not in self._leaving}
 
     def _offer(self, worker: str, *, open_: bool) -> None:
         """Have the scheduler send pinned tasks to a worker, or not."""
@@ -262,10 +496,46 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Hold pinned tasks back from a worker that joins until its version is known."""
-        if _pools_offered(scheduler.workers[worker].resources):
+        state = scheduler.workers[worker]
+        self._gauge.joined(worker)
+        if pins.pools_of_resources(state.resources):
             self._offer(worker, open_=False)
+        if self._send_home(worker, str(state.name)):
+            return
+        if pins.pools_of_resources(state.resources):
             # Not awaited: a worker answers nothing before the scheduler has greeted it, which is after this.
             self._check_version(worker)
+
+    def _send_home(self, address: str, name: str) -> bool:
+        """Close a worker that its owner does not want any more, or that is not what it asked for."""
+        offered = pins.pools_of_resources(self.scheduler.workers[address].resources)
+        for owner in self.owners.values():
+            if name in owner.dismissed:
+                why = "it came after its request had been withdrawn"
+            elif name in owner.names and owner.names[name] not in offered:
+                pools = ", ".join(map(repr, offered)) or "no pool"
+                why = f"it offers {pools} instead of {owner.names[name]!r}"
+                self._reject(name, why)
+            else:
+                continue
+            logger.warning("Worker %s is sent home: %s.", name, why)
+            self.scheduler.log_event(TOPIC, {"action": "sent home", "worker": name, "why": why})
+            self.scheduler.close_worker(address)
+            return True
+        return False
+
+    def _reject(self, name: str, why: str) -> None:
+        """Tell whoever started a worker that it is of no use."""
+        if any(name in owner.names for owner in self.owners.values()):
+            self._rejected[name] = why
+            self._news.set()
+
+    def _reject_old(self, address: str) -> None:
+        """Tell whoever started a worker of another version that it is of no use."""
+        name = str(self.scheduler.workers[address].name)
+        self._reject(
+            name, f"it has intake-pools {self.mismatched[address]}, but {dask_pools.__version__} is needed"
+        )
 
     def _check_version(self, worker: str) -> None:
         check = asyncio.create_task(self._admit(worker))
@@ -290,9 +560,10 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             logger.error("%s", error)
             # Clients show events of this topic as warnings.
             self.scheduler.log_event("warn", f"Worker {worker} gets no pinned tasks. {error}")
+            self._reject_old(worker)
             return
         self._offer(worker, open_=True)
-        for pool in _pools_offered(state.resources):
+        for pool in pins.pools_of_resources(state.resources):
             self.seen.add(pool)
             self._missing.pop(pool, None)
         self._refresh_barriers()
@@ -304,6 +575,8 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Note that a worker left."""
         self.mismatched.pop(worker, None)
+        self._gauge.left(worker)
+        self._leaving.discard(worker)
         self._refresh_barriers()
 
     async def _version_of(self, worker: str) -> str | None:
@@ -348,16 +621,24 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self._queue.keep_waiting()
         # There may be a million tasks, which require few different things.
         looked: dict[tuple[str, ...], tuple[tuple[str, ...], list[str]]] = {}
+        queued: dict[str, Counter[TaskPrefix]] = {}
         for task in self.scheduler.unrunnable:
             required = tuple(task.resource_restrictions or ())
             if required not in looked:
-                pools = _pools_offered(task.resource_restrictions)
+                pools = pins.pools_of_resources(task.resource_restrictions)
                 looked[required] = pools, [pool for pool in pools if not self._workers_of(pool)]
             pools, lacking = looked[required]
+            for pool in pools:
+                queued.setdefault(pool, Counter())[task.prefix] += 1
             for pool in lacking:
-                self._missing.setdefault(pool, _Missing(now)).tasks.add(task.key)
+                if pool not in self._missing:
+                    self._missing[pool] = _Missing(now)
+                    self._news.set()
+                self._missing[pool].tasks.add(task.key)
             if len(pools) > 1 and not lacking:
                 stuck[task.key] = pools
+        self._gauge.set_queued(queued)
+        to_come = self._gauge.pools_to_come()
         errors: dict[Key, Exception] = {
             key: MixedPoolsError(f"What task {key!r} reads, which Dask fused into one task,", pools)
             for key, pools in stuck.items()
@@ -365,16 +646,36 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         for pool, missing in list(self._missing.items()):
             if self._workers_of(pool):
                 del self._missing[pool]
-            elif reason := self._reason_to_give_up(pool, now - missing.since, wait_for_workers()):
+            elif not missing.tasks and not missing.requested:
+                # Tasks that wait for others keep it wanted; they fail when it is their turn.
+                if pool not in to_come or self._reason_to_give_up(pool, 0.0, 1.0):
+                    del self._missing[pool]
+            elif reason := self._reason_to_fail(pool, missing, now):
                 existing = self.status()["pools"]
                 errors.update(dict.fromkeys(missing.tasks, PoolUnavailableError(pool, existing, reason)))
-                del self._missing[pool]
-            elif not missing.tasks and not missing.requested:
                 del self._missing[pool]
         if errors:
             self._fail(errors)
         # A look at very many tasks is not to keep the scheduler from its work.
         self._next_check = monotonic() + 10 * (monotonic() - now)
+
+    def _reason_to_fail(self, pool: str, missing: _Missing, now: float) -> str | None:
+        """Say why tasks should wait no longer for workers of `pool`; None: go on waiting."""
+        supply = self._supplies().get(pool)
+        limit = supply.timeout if supply and supply.timeout else wait_for_workers()
+        if reason := self._reason_to_give_up(pool, now - missing.since, limit):
+            return reason
+        if self._is_coming(pool) or self._may_come(pool) or supply is None:
+            return None
+        ask = (
+            f"It is brought up only when somebody agrees (provision: {supply.provision}). "
+            if supply.provision == "ask"
+            else ""
+        )
+        return (
+            self._not_allowed(pool, supply, supply.provision, "")
+            or f"{ask}dask_pools.provision.ensure_workers(client, {pool!r}) asks you."
+        )
 
     def _reason_to_give_up(self, pool: str, waited: float, patience: float) -> str | None:
         """Say why nobody should wait longer for workers of `pool`, and what to type; None: go on waiting."""
@@ -383,23 +684,21 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             f"one in that data centre: dask worker {self.scheduler.address} "
             f"--resources {pins.resource(pool)}=1."
         )
-        for owner in self.owners.values():
-            if pool in owner.failed:
-                return f"Starting some failed: {owner.failed[pool]}."
+        supplies = self._supplies()
+        if pool in supplies and supplies[pool].refuses:
+            return f"Starting some failed: {supplies[pool].failed}."
         if refused := [
             f"{worker} ({version})"
             for worker, version in self.mismatched.items()
-            if pool in _pools_offered(self.scheduler.workers[worker].resources)
+            if pool in pins.pools_of_resources(self.scheduler.workers[worker].resources)
         ]:
             return (
                 f"Workers that joined for it have another version of intake-pools than this scheduler: "
                 f"{', '.join(sorted(refused))}. On each of them: "
                 f"pip install intake-pools=={dask_pools.__version__}."
             )
-        supplied = {
-            other for owner in self.owners.values() for other, most in owner.supply.items() if most != 0
-        }
-        joining = any(pool in _pools_offered(w.resources) for w in self.scheduler.workers.values())
+        supplied = {other for other, supply in supplies.items() if supply.maximum != 0}
+        joining = any(pool in pins.pools_of_resources(w.resources) for w in self.scheduler.workers.values())
         if pool not in supplied and pool not in self.seen and not joining:
             near = difflib.get_close_matches(pool, sorted(supplied | self.seen), n=1)
             asleep = sorted(other for other in supplied if not self._workers_of(other))
@@ -433,13 +732,6 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 )
             )
         self.scheduler.transitions(recommendations, stimulus_id=stimulus_id)
-
-
-def _pools_offered(resources: Mapping[str, float] | None) -> tuple[str, ...]:
-    """Pools among the resources that a worker offers or a task requires."""
-    return tuple(
-        name[len(pins.RESOURCE_PREFIX) :] for name in resources or () if name.startswith(pins.RESOURCE_PREFIX)
-    )
 
 
 def install(scheduler: Scheduler) -> PoolsPlugin:

@@ -19,7 +19,7 @@ from distributed import Client, get_task_stream
 
 from dask_pools import pictures
 from dask_pools.pictures import Picture
-from dask_pools.pins import RESOURCE_PREFIX
+from dask_pools.pins import pools_of_resources
 from dask_pools.traffic import NO_POOL, Measurement, Traffic, measure_traffic
 
 if TYPE_CHECKING:
@@ -159,15 +159,10 @@ def _identity(note: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _pools_of_workers(client: Client) -> dict[str, str]:
     """Pool of every worker, by address; of several joined by ``+``."""
-    found = {}
-    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
-        names = sorted(
-            name.removeprefix(RESOURCE_PREFIX)
-            for name in worker.get("resources") or {}
-            if name.startswith(RESOURCE_PREFIX)
-        )
-        found[address] = "+".join(names) or NO_POOL
-    return found
+    return {
+        address: "+".join(pools_of_resources(worker.get("resources"))) or NO_POOL
+        for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
+    }
 
 
 def _spans(notes: Iterable[Mapping[str, Any]], pools: Mapping[str, str]) -> tuple[Span, ...]:

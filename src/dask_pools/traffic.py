@@ -10,18 +10,21 @@ Knows pools by the resources that workers offer; knows nothing of graphs.
 from __future__ import annotations
 
 import asyncio
+import sys
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 from dask.utils import format_bytes
 from distributed import Client, Worker, WorkerPlugin
 
 from dask_pools import dask_internals
-from dask_pools.pins import RESOURCE_PREFIX
+from dask_pools.pins import pools_of_resources
 
 __all__ = ["CLIENT", "Flow", "Measurement", "Traffic", "measure_traffic", "traffic"]
 
@@ -51,12 +54,17 @@ class Flow:
         Size of the results in memory, which is what Dask counts; compression is not taken off.
     transfers : int
         How many messages carried them.
+    duplicates : int
+        Of `bytes`, those of results that the target had been sent before: fetched by several of its workers,
+        stolen by one from another, or computed twice. At least so many, if a worker received more than
+        `MOST_FETCHED` results.
     """
 
     source: str
     target: str
     bytes: int
     transfers: int
+    duplicates: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,11 @@ class Traffic:
         return sum(flow.bytes for flow in self.flows if flow.target != CLIENT)
 
     @property
+    def duplicates(self) -> int:
+        """Of the bytes that crossed, those of results that the same pool had been sent before."""
+        return sum(flow.duplicates for flow in self.flows)
+
+    @property
     def to_client(self) -> int:
         """Bytes that went to the client, directly or through the scheduler."""
         return sum(flow.bytes for flow in self.flows if flow.target == CLIENT)
@@ -109,18 +122,21 @@ class Traffic:
             (flow.source, flow.target, format_bytes(flow.bytes), str(flow.transfers)) for flow in self.flows
         ]
         if not self.flows:
-            return "\n".join(["Nothing left its pool.", *self._warning()])
+            return "\n".join(["Nothing left its pool.", *self._notes()])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             f"{source:<{widths[0]}}  {target:<{widths[1]}}  {size:>{widths[2]}}  {count:>{widths[3]}}"
             for source, target, size, count in rows
         ]
-        return "\n".join([*lines, *self._warning()])
+        return "\n".join([*lines, *self._notes()])
 
-    def _warning(self) -> list[str]:
-        if not self.incomplete:
-            return []
-        return [f"Not all is counted: what {', '.join(self.incomplete)} sent is known in part."]
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.duplicates:
+            notes.append(f"Of this, {format_bytes(self.duplicates)} had been sent to the same pool before.")
+        if self.incomplete:
+            notes.append(f"Not all is counted: what {', '.join(self.incomplete)} sent is known in part.")
+        return notes
 
 
 class Measurement:
@@ -149,6 +165,12 @@ class Measurement:
 Counts = dict[str, tuple[int, int]]
 """Address of a worker, or `CLIENT`, to bytes and messages."""
 
+Fetched = tuple[int, int, str]
+"""A result that was received: a number that stands for its key, its bytes, and the address of the sender."""
+
+MOST_FETCHED = 100_000
+"""Of so many results a worker remembers that it received them: the latest, some 15 MB of memory."""
+
 
 @dataclass(frozen=True)
 class Account:
@@ -166,6 +188,10 @@ class Account:
         messages.
     complete : bool
         Whether no transfer was forgotten before the account was opened.
+    fetched : tuple of Fetched
+        The latest of the results received.
+    fetches : int
+        How many were received in all.
     """
 
     worker: str
@@ -175,6 +201,8 @@ class Account:
     received: Counts
     shards: Counts
     complete: bool
+    fetched: tuple[Fetched, ...] = ()
+    fetches: int = 0
 
     def since(self, earlier: Account | None) -> Account:
         """Take off what an earlier state of this account has."""
@@ -189,7 +217,13 @@ class Account:
             _less(self.shards, earlier.shards),
             # What was forgotten before the account was opened is of no concern here.
             complete=True,
+            fetched=_latest(self.fetched, self.fetches - earlier.fetches),
+            fetches=self.fetches - earlier.fetches,
         )
+
+
+def _latest(fetched: Collection[Fetched], number: int) -> tuple[Fetched, ...]:
+    return tuple(islice(fetched, max(0, len(fetched) - number), None))
 
 
 def _less(counts: Counts, earlier: Counts) -> Counts:
@@ -232,12 +266,13 @@ def measure_traffic(client: Client | None = None) -> Iterator[Measurement]:
     """
     client = _synchronous(client)
     measurement = Measurement()
-    before = _accounts(client)
+    before = _accounts(client, since={}, otherwise=sys.maxsize)
     try:
         yield measurement
     finally:
         if client.status == "running":
-            measurement._traffic = balance(_accounts(client), before)
+            received = {identity: account.fetches for identity, account in before.by_identity.items()}
+            measurement._traffic = balance(_accounts(client, received), before)
 
 
 def _synchronous(client: Client | None) -> Client:
@@ -293,6 +328,7 @@ def balance(now: Accounts, before: Accounts | None = None) -> Traffic:
             moved[other, account.worker] = _larger(moved.get((other, account.worker)), counts)
     sent = list(moved.items())
     sent += [((account.worker, other), n) for account in accounts for other, n in account.shards.items()]
+    again = _duplicates(accounts, pools)
     totals: dict[tuple[str, str], list[int]] = {}
     for (sender, receiver), (size, messages) in sent:
         source = pools.get(sender, ())
@@ -307,12 +343,34 @@ def balance(now: Accounts, before: Accounts | None = None) -> Traffic:
             total[0] += size
             total[1] += messages
     return Traffic(
-        flows=tuple(sorted(Flow(*pair, *total) for pair, total in totals.items())),
+        flows=tuple(
+            sorted(
+                Flow(source, target, size, messages, again[source, target])
+                for (source, target), (size, messages) in totals.items()
+            )
+        ),
         pools=tuple(sorted(map(_label, set(pools.values())))),
         incomplete=tuple(
             sorted({worker for worker, _ in died.values()} | {a.worker for a in accounts if not a.complete})
         ),
     )
+
+
+def _duplicates(
+    accounts: Iterable[Account], pools: Mapping[str, tuple[str, ...]]
+) -> Counter[tuple[str, str]]:
+    """Bytes of results that a pool received when it had received them already, by pair of pools."""
+    again: Counter[tuple[str, str]] = Counter()
+    seen: set[tuple[int, tuple[str, ...]]] = set()
+    for account in accounts:
+        for key, nbytes, sender in account.fetched:
+            source = pools.get(sender, ())
+            if source == account.pools or set(source) & set(account.pools):
+                continue
+            if (key, account.pools) in seen:
+                again[_label(source), _label(account.pools)] += nbytes
+            seen.add((key, account.pools))
+    return again
 
 
 def _larger(known: tuple[int, int] | None, counts: tuple[int, int]) -> tuple[int, int]:
@@ -323,10 +381,13 @@ def _label(pools: tuple[str, ...]) -> str:
     return "+".join(pools) or NO_POOL
 
 
-def _accounts(client: Client) -> Accounts:
-    """Ask all workers, and the scheduler for what those left that are gone."""
+def _accounts(client: Client, since: Mapping[str, int] | None = None, otherwise: int = 0) -> Accounts:
+    """Ask all workers, and the scheduler for what those left that are gone.
+
+    Workers list only what they received after as many results as `since` says, by identity, or `otherwise`.
+    """
     # One that leaves at this moment answers with an error; the events tell what became of it.
-    answers = client.run(account_of, on_error="return")
+    answers = client.run(account_of, since=since or {}, otherwise=otherwise, on_error="return")
     found = {answer.identity: answer for answer in answers.values() if isinstance(answer, Account)}
     opened: dict[str, tuple[str, tuple[str, ...]]] = {}
     for _, event in client.get_events(TOPIC):
@@ -345,24 +406,30 @@ def _from_event(event: Mapping[str, Any]) -> Account:
         what: {who: (size, messages) for who, (size, messages) in event[what].items()}
         for what in ("sent", "received", "shards")
     }
-    return Account(**{**event, **counts, "pools": tuple(event["pools"])})
+    fetched = tuple((key, nbytes, sender) for key, nbytes, sender in event["fetched"])
+    return Account(**{**event, **counts, "pools": tuple(event["pools"]), "fetched": fetched})
 
 
 # On workers.
 
 
 class _CountedLog(deque[dict[str, Any]]):
-    """A transfer log that counts what is logged, also when it pushes older entries out."""
+    """A transfer log that tells of what is logged, also when it pushes older entries out."""
 
-    def __init__(self, entries: Iterable[dict[str, Any]], maxlen: int | None, counts: Counts) -> None:
+    def __init__(
+        self,
+        entries: Iterable[dict[str, Any]],
+        maxlen: int | None,
+        count: Callable[[dict[str, Any]], None],
+    ) -> None:
         super().__init__(maxlen=maxlen)
-        self.counts = counts
+        self.count_entry = count
         for entry in entries:
             self.append(entry)
 
     def append(self, entry: dict[str, Any]) -> None:
         super().append(entry)
-        _add(self.counts, entry["who"] or CLIENT, entry["total"])
+        self.count_entry(entry)
 
 
 def _add(counts: Counts, who: str, size: int) -> None:
@@ -381,14 +448,16 @@ class Bookkeeper(WorkerPlugin):  # type: ignore[misc]  # distributed publishes n
         self.sent: Counts = {}
         self.received: Counts = {}
         self.shards: Counts = {}
+        self.fetched: deque[Fetched] = deque(maxlen=MOST_FETCHED)
+        self.fetches = 0
         log = worker.transfer_outgoing_log
         self.complete = not (
             len(log) == log.maxlen
             and worker.transfer_outgoing_count_total - worker.transfer_outgoing_count > len(log)
         )
-        worker.transfer_outgoing_log = _CountedLog(log, log.maxlen, self.sent)
+        worker.transfer_outgoing_log = _CountedLog(log, log.maxlen, self._result_sent)
         log = worker.transfer_incoming_log
-        worker.transfer_incoming_log = _CountedLog(log, log.maxlen, self.received)
+        worker.transfer_incoming_log = _CountedLog(log, log.maxlen, self._received)
         self.stop_watching = dask_internals.watch_shards(worker.address, self._shards_sent)
         worker.log_event(
             TOPIC,
@@ -396,7 +465,7 @@ class Bookkeeper(WorkerPlugin):  # type: ignore[misc]  # distributed publishes n
                 "closed": False,
                 "worker": worker.address,
                 "identity": self.identity,
-                "pools": list(_pools_of(worker)),
+                "pools": list(pools_of_resources(worker.state.total_resources)),
             },
         )
 
@@ -405,30 +474,34 @@ class Bookkeeper(WorkerPlugin):  # type: ignore[misc]  # distributed publishes n
         self.stop_watching()
         worker.log_event(TOPIC, {"closed": True, **vars(self.account(worker))})
 
+    def _result_sent(self, entry: Mapping[str, Any]) -> None:
+        _add(self.sent, entry["who"] or CLIENT, entry["total"])
+
+    def _received(self, entry: Mapping[str, Any]) -> None:
+        who = entry["who"] or CLIENT
+        _add(self.received, who, entry["total"])
+        for key, nbytes in entry["keys"].items():
+            # Not Python's own hash: that is another one in each process.
+            number = int.from_bytes(blake2b(repr(key).encode(), digest_size=7).digest())
+            self.fetched.append((number, nbytes, who))
+            self.fetches += 1
+
     def _shards_sent(self, receiver: str, size: int) -> None:
         _add(self.shards, receiver, size)
 
-    def account(self, worker: Worker) -> Account:
-        """State of the account at this moment."""
+    def account(self, worker: Worker, since: int = 0) -> Account:
+        """State of the account at this moment; the first `since` of the results received are not listed."""
         return Account(
             worker.address,
             self.identity,
-            _pools_of(worker),
+            pools_of_resources(worker.state.total_resources),
             dict(self.sent),
             dict(self.received),
             dict(self.shards),
             self.complete,
+            _latest(self.fetched, max(0, self.fetches - since)),
+            self.fetches,
         )
-
-
-def _pools_of(worker: Worker) -> tuple[str, ...]:
-    return tuple(
-        sorted(
-            name.removeprefix(RESOURCE_PREFIX)
-            for name in worker.state.total_resources
-            if name.startswith(RESOURCE_PREFIX)
-        )
-    )
 
 
 async def open_account(dask_worker: Worker) -> None:
@@ -437,12 +510,23 @@ async def open_account(dask_worker: Worker) -> None:
         await dask_worker.plugin_add(plugin=Bookkeeper(), name=TOPIC, catch_errors=False)
 
 
-async def account_of(dask_worker: Worker) -> Account:
-    """Account of a worker, opened now if it has none; for ``client.run(account_of)``."""
+async def account_of(
+    dask_worker: Worker, since: Mapping[str, int] | None = None, otherwise: int = 0
+) -> Account:
+    """Account of a worker, opened now if it has none; for ``client.run(account_of)``.
+
+    Parameters
+    ----------
+    dask_worker : distributed.Worker
+    since : dict of str to int, optional
+        By identity, how many of the results received need not be listed.
+    otherwise : int, optional
+        As many for workers that are not in `since`.
+    """
     await open_account(dask_worker)
     loop = asyncio.get_running_loop()
     patience = loop.time() + _SETTLE_SECONDS
     while dask_worker.transfer_outgoing_count and loop.time() < patience:
         await asyncio.sleep(0.005)
     keeper: Bookkeeper = dask_worker.plugins[TOPIC]
-    return keeper.account(dask_worker)
+    return keeper.account(dask_worker, (since or {}).get(keeper.identity, otherwise))

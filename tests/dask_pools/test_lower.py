@@ -339,3 +339,24 @@ def test_prices_travel_with_the_graph():
     ]
     sent = PlacingOptimizer("array_optimize", True, ((files[0],), (files[1],)))
     assert pickle.loads(pickle.dumps(sent)).costs() == {"a": {"b": 3.0, "c": 7.0}}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_large_is_fetched_once_for_all_workers_of_a_pool(monkeypatch, workers):
+    threads = {"pool-ecmwf": [2, 2], "pool-eumetsat": [2] * workers}
+    monkeypatch.setattr(lower.dask_internals, "threads_by_resource", lambda: threads)
+    x, y = source("ecmwf", (8, 2000), (2, 2000)), source("eumetsat", (8, 2000), (1, 2000))
+    few, many = y - x.mean(0), y[:, :10] - x[:, :10].mean(0)
+    for program, once in ((few, workers > 1), (many, False)):
+        pools, tasks = placed(program)
+        read = {
+            source
+            for key, task in tasks.items()
+            for source in task.dependencies
+            if (pools[source], pools[key]) == ("ecmwf", "eumetsat")
+        }
+        (mean,) = read
+        readers = [key for key, task in tasks.items() if mean in task.dependencies]
+        assert len(readers) == (1 if once else 8)
+        result = np.concatenate([dask.get(tasks, key) for key in flatten(program.__dask_keys__())])
+        np.testing.assert_array_equal(result, program.compute(scheduler="sync"))

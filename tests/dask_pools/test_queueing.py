@@ -128,10 +128,10 @@ def test_roots_of_a_missing_pool_fail_with_its_name(client):
 
 def test_cancelled_roots_leave_the_line(pools, client):
     future = client.compute(roots("ecmwf", 60, seconds=0.05).sum())
-    assert eventually(lambda: len(pools.scheduler.unrunnable) > 30, 20)
+    assert eventually(lambda: len(pools.scheduler.unrunnable) > 30)
     future.cancel()
     del future
-    assert eventually(lambda: not pools.scheduler.tasks, 20)
+    assert eventually(lambda: not pools.scheduler.tasks)
     assert roots("ecmwf", 30).sum().compute() == 435
 
 
@@ -142,19 +142,29 @@ def pair() -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture
+def unstolen(pair: Client) -> Iterator[None]:
+    """No task moves to another worker because that one is idle."""
+    stealing = pair.cluster.scheduler.extensions["stealing"]
+    pair.cluster.sync(stealing.stop)
+    yield
+    pair.cluster.sync(stealing.start)
+
+
+@pytest.mark.usefixtures("unstolen")
 def test_without_a_queue_neighbours_go_to_one_worker(pair, monkeypatch):
     monkeypatch.setattr(pair.cluster.scheduler, "WORKER_SATURATION", math.inf)
     x = roots("ecmwf", 40).persist()
     wait(x)
     holders = [list(pair.cluster.scheduler.tasks[key].who_has) for key in x.__dask_keys__()]
-    # Dealt out one by one it would be about 20; some are stolen by a worker that is idle.
+    # Dealt out one by one it would be about 20.
     assert 1 <= sum(one != other for one, other in itertools.pairwise(holders)) <= 8
 
 
 def test_nothing_is_lost_when_workers_come_and_go(pair):
     scheduler = pair.cluster.scheduler
     x = roots("ecmwf", 60, seconds=0.05).persist()
-    assert eventually(lambda: sum(len(w.has_what) for w in scheduler.workers.values()) > 6, 20)
+    assert eventually(lambda: sum(len(w.has_what) for w in scheduler.workers.values()) > 6)
     # One is killed and comes back, one is new.
     pids = pair.run(os.getpid)
     os.kill(pids[min(pids)], signal.SIGKILL)

@@ -180,6 +180,66 @@ def test_what_both_sides_know_of_is_counted_once():
     assert balance(Accounts({"1": a, "2": b}, {})).flows == (Flow("left", "right", 27, 3),)
 
 
+@pytest.fixture
+def right2(client: Client) -> Iterator[None]:
+    """A second worker in pool right."""
+    options = {"host": "127.0.0.1", "nthreads": 1, "resources": {"pool-right": 1}}
+    client.cluster.worker_spec["right2"] = {"cls": Worker, "options": options}
+    client.cluster.sync(client.cluster._correct_state)
+    client.wait_for_workers(4)
+    yield
+    del client.cluster.worker_spec["right2"]
+    client.cluster.sync(client.cluster._correct_state)
+
+
+def test_what_several_workers_of_a_pool_fetch_is_told(client, right2):
+    sources = [client.submit(make, MB, workers=["left"], pure=False) for _ in range(10)]
+    wait(sources)
+    with measure_traffic(client) as measured:
+        readers = [
+            client.submit(len, source, workers=[name], pure=False)
+            for source in sources
+            for name in ("right", "right2")
+        ]
+        assert client.gather(readers) == [MB] * 20
+    found = measured.traffic
+    # How many they fetch from each other, which is no crossing, is Dask's choice.
+    assert found.pairs["left", "right"] - found.duplicates == pytest.approx(10 * MB, rel=0.01)
+
+
+def test_a_result_that_all_workers_of_a_pool_read_crosses_once(client, right2):
+    with pool("left"):
+        field = da.ones((10, 100_000), chunks=(1, -1)).mean(0)
+    with pool("right"):
+        fields = da.ones((20, 100_000), chunks=(1, -1))
+    with measure_traffic(client) as measured:
+        assert (fields - field).sum().compute() == 0
+    assert measured.traffic.pairs["left", "right"] == pytest.approx(800_000, rel=0.01)
+    assert measured.traffic.duplicates == 0
+
+
+def test_a_result_counts_as_duplicate_where_its_pool_had_it_before():
+    def received(worker: str, pool: str, *fetched: tuple[int, int, str]) -> Account:
+        counts = {sender: (nbytes, 1) for _, nbytes, sender in fetched}
+        return Account(worker, worker, (pool,), {}, counts, {}, True, fetched, len(fetched))
+
+    x, y = 1, 2
+    accounts = [
+        received("tcp://a", "left"),
+        received("tcp://b", "right", (x, 7, "tcp://a")),
+        received("tcp://c", "right", (x, 7, "tcp://a"), (y, 5, "tcp://b")),
+        received("tcp://d", "third", (x, 7, "tcp://a")),
+    ]
+    found = balance(Accounts({account.identity: account for account in accounts}, {}))
+    assert {(flow.source, flow.target): flow.duplicates for flow in found.flows} == {
+        ("left", "right"): 7,
+        ("left", "third"): 0,
+    }
+    assert "7 B had been sent to the same pool before" in str(found)
+    before = Accounts({"tcp://b": accounts[1]}, {})
+    assert balance(Accounts({"tcp://b": accounts[1]}, {}), before).duplicates == 0
+
+
 def test_asking_before_the_block_has_ended_says_so(client):
     with measure_traffic(client) as measured, pytest.raises(RuntimeError, match="has ended"):
         _ = measured.traffic

@@ -59,9 +59,9 @@ def in_memory(client: Client) -> int:
 def check_state(client: Client) -> None:
     """What the plugin keeps for a calculation goes with it."""
     scheduler = client.cluster.scheduler
-    assert eventually(lambda: not scheduler.tasks, 20)
+    assert eventually(lambda: not scheduler.tasks)
     plugin = scheduler.plugins[NAME]
-    assert eventually(lambda: not plugin._missing, 5)
+    assert eventually(lambda: not plugin._missing)
     assert not plugin._queue._roots
     assert not plugin._queue._ready
     assert set(plugin.status()["pools"]) == {"ecmwf", "eumetsat"}
@@ -71,7 +71,7 @@ def test_a_pool_that_is_lost_whole_and_comes_back_costs_time_only(client):
     # One of ten results of ecmwf is needed at eumetsat.
     x, y = slow("ecmwf"), slow("eumetsat")
     future = client.compute((x[::10].sum() + y).sum() + x.sum())
-    assert eventually(lambda: in_memory(client) > 8, 20)
+    assert eventually(lambda: in_memory(client) > 8)
     kill(client, "ecmwf")
     # The cluster starts another.
     assert future.result(timeout=60) == N * sum(range(0, N, 10)) + 2 * sum(range(N))
@@ -82,7 +82,7 @@ def test_a_pool_that_is_lost_whole_and_comes_back_costs_time_only(client):
 def test_workers_that_join_half_way_share_the_work_of_their_pool(client):
     x, y = slow("ecmwf"), slow("eumetsat")
     future = client.compute(x.sum() + y.sum())
-    assert eventually(lambda: in_memory(client) > 4, 20)
+    assert eventually(lambda: in_memory(client) > 4)
     client.cluster.scale("ecmwf", 2)
     assert future.result(timeout=60) == 2 * sum(range(N))
     del future

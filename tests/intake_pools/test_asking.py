@@ -17,18 +17,6 @@ from intake_pools.locate import locate
 RULES = {"data_centres": {"ecmwf": {"regions": ["s3:eu-west-2"]}, "eumetsat": {"prefixes": ["/sat/"]}}}
 
 
-@pytest.fixture(scope="module")
-def endpoint():
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.mark.parametrize(("region", "located"), [("eu-west-2", True), ("eu-north-1", False)])
 def test_the_region_of_a_bucket_is_asked_of_its_store_if_that_is_switched_on(endpoint, region, located):
     options = {"key": "k", "secret": "hush-hush", "client_kwargs": {"endpoint_url": endpoint}}

@@ -1,9 +1,9 @@
-"""Catalogues are read as PyYAML reads them, only faster, and whatever is in them, only named errors come "
-"out."""
+"""Catalogues are read as PyYAML reads them, only faster; whatever is in them, only named errors come out."""
 
 import string
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from published import PUBLISHED
 
 from dask_pools import data_centres
-from dask_pools.errors import DataCentresError, PoolsError
+from dask_pools.errors import DataCentresError, EntryError, PoolsError
 from intake_pools import documents, open_catalog
 
 ODD = [
@@ -119,6 +119,60 @@ fuzzing = settings(
 RULES = {"data_centres": {"x": {"prefixes": ["/data/"], "parameters": {"p": "/data/x"}}}}
 
 
+# Sound ones, of which a part is replaced.
+SOUND = [
+    yaml.safe_load(text)
+    for text in (
+        """
+metadata: {parameters: {m: {description: d, type: str, default: a, allowed: [a, b]}}}
+sources:
+  a:
+    driver: netcdf
+    args: {urlpath: ['{{ CATALOG_DIR }}/{{ m }}*.nc', '/data/{{ p }}.nc'], chunks: {time: 1},
+           xarray_kwargs: {engine: netcdf4, combine: nested, concat_dim: t}, storage_options: {anon: true}}
+    parameters: {p: {type: int, default: 1, min: 0, max: 3, description: ''}}
+    metadata: {data_centre: x}
+  b:
+    driver: pooled_zarr
+    args: {parts: [/data/a, {urlpath: /data/b, data_centre: x, version: 1}], residency: stay, version: 3,
+           replicas: [/data/c, {urlpath: /data/d, engine: zarr, chunks: auto}], consolidated: true, group: g}
+  c: {driver: yaml_file_cat, args: {path: '{{ CATALOG_DIR }}/other.yaml'}}
+  d: {driver: csv, args: {urlpath: /data/x, csv_kwargs: {}}}
+""",
+        """
+version: 2
+aliases: {x: data}
+metadata: {}
+user_parameters:
+  year: {cls: 'intake.readers.user_parameters:OptionsUserParameter', dtype: int, default: 2025,
+         options: [2025, 2026], description: ''}
+data:
+  d: {datatype: 'intake.readers.datatypes:HDF5', user_parameters: {q: 1}, kwargs: {url: '/data/{year}'}}
+entries:
+  data: {reader: 'intake.readers.readers:XArrayDatasetReader', kwargs: {args: ['{data(d)}'], chunks: {}}}
+  p:
+    reader: 'intake.readers.convert:Pipeline'
+    kwargs: {steps: [['{data(data)}', [], {}],
+                     ['{func(intake.readers.transform:Method)}', [time], {method_name: mean}]]}
+  c: {reader: 'intake.readers.readers:PandasCSV', kwargs: {args: ['{data(d)}']}}
+""",
+    )
+]
+
+
+def spoilt(tree: Any, random: Random, part: Any) -> Any:
+    """Copy of a tree with something in it replaced, or under another name."""
+    if not tree or not isinstance(tree, dict | list) or random.random() < 0.1:
+        return part
+    at = random.choice(list(tree) if isinstance(tree, dict) else range(len(tree)))
+    copy = tree.copy()
+    if isinstance(copy, dict) and random.random() < 0.1:
+        copy[random.choice(["args", "metadata", "data", "x", 1])] = copy.pop(at)
+    else:
+        copy[at] = spoilt(tree[at], random, part)
+    return copy
+
+
 def use(path: Path) -> None:
     """Everything that can be done with a catalogue without opening data; only named errors may come out."""
     try:
@@ -136,6 +190,17 @@ def use(path: Path) -> None:
 @given(version1 | version2 | trees)
 def test_of_a_catalogue_that_makes_no_sense_only_named_errors_come(tmp_path, tree):
     (tmp_path / "cat.yaml").write_text(yaml.safe_dump(tree))
+    use(tmp_path / "cat.yaml")
+
+
+@fuzzing
+@given(
+    st.sampled_from(SOUND),
+    st.randoms(use_true_random=False),
+    trees | st.sampled_from([[None], {1: 2}, "\0", "[", "a::b", 1e400, "{data(d)}", "{data(data)}", 2**70]),
+)
+def test_of_a_sound_catalogue_with_a_part_replaced_only_named_errors_come(tmp_path, sound, random, part):
+    (tmp_path / "cat.yaml").write_text(yaml.safe_dump(spoilt(sound, random, part)))
     use(tmp_path / "cat.yaml")
 
 
@@ -185,8 +250,10 @@ def test_of_a_file_that_is_no_data_centres_file_only_named_errors_come(text):
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 5000, "- " * 50_000, "a: " + "[" * 400 + "]" * 400])
 def test_a_document_that_is_nested_too_deeply_is_a_named_error(tmp_path, text):
-    for name in ("cat.yaml", "sources.yaml"):
-        (tmp_path / name).write_text(text if name == "cat.yaml" else f"sources: {{a: {text}}}")
-        use(tmp_path / name)
+    # The tag makes the second one a document for the whole of PyYAML's loader.
+    for start in ("", "sources: {a: ", "b: !!str c\nsources: {a: "):
+        (tmp_path / "cat.yaml").write_text(start + text)
+        with pytest.raises(EntryError, match=r"nested more than 100 levels deep|not well-formed"):
+            open_catalog(tmp_path / "cat.yaml")
     with pytest.raises(DataCentresError):
         data_centres.parse(text, "f.yaml")

@@ -38,7 +38,7 @@ def test_a_stated_name_that_the_rules_do_not_know_is_a_mistake():
 
 def test_without_rules_any_proper_name_will_do():
     assert locate("a.nc", "anywhere").data_centre == "anywhere"
-    with pytest.raises(ValueError, match="'any where' cannot be the name of a pool"):
+    with pytest.raises(UnlocatedError, match="'any where' cannot be the name of a pool"):
         locate("a.nc", "any where")
 
 

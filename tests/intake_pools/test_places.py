@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from dask_pools import get_pool, pins, pool
+from dask_pools import explain, get_pool, pins, pool
 from dask_pools.errors import EntryError, MixedPoolsError, ResidencyError
 from intake_pools import load_from_catalog, opening, remembered
 from intake_pools.entries import entry_of
@@ -176,8 +176,6 @@ def test_what_stays_says_so_in_its_names_and_sends_no_small_data_along(
 def test_raw_chunks_that_stay_are_refused_elsewhere_and_reduced_ones_are_not(
     client, write, ecmwf, eumetsat, forecast, named
 ):
-    # xarray compares coordinates at once, and wherever it is told to.
-    forecast = forecast.drop_vars("area")
     write(forecast, ecmwf / named)
     write(forecast, eumetsat / named)
     kept = load_from_catalog(named, data_centre="ecmwf", residency="stay")["t"]
@@ -190,6 +188,40 @@ def test_raw_chunks_that_stay_are_refused_elsewhere_and_reduced_ones_are_not(
     assert float(reduced.mean()) == pytest.approx(2 * float(forecast["t"].mean()))
     with pytest.raises(ResidencyError, match="'t' must stay in pool 'ecmwf'"):
         astray.compute()
+
+
+def test_raw_values_that_stay_do_not_come_to_the_client_either(client, write, ecmwf, forecast, named):
+    write(forecast, ecmwf / named)
+    ds = load_from_catalog(named, data_centre="ecmwf", residency="stay")
+    free = load_from_catalog(named, data_centre="ecmwf", version="2")
+    kept = ds["t"].drop_vars("area")
+    persisted = ds.persist().drop_vars("area")
+    refused = "'t' must stay in pool 'ecmwf', but its values were asked for by the client"
+    for ask in (
+        kept.compute,
+        ds.load,
+        persisted["t"].compute,
+        lambda: kept.values,
+        lambda: dask.compute(free["t"], kept.data),
+        lambda: kept.chunk(time=2).compute(),
+        lambda: explain(kept),
+    ):
+        with pytest.raises(ResidencyError, match=refused):
+            ask()
+    # Coordinates and what is made of it may come, and it may itself where it is.
+    np.testing.assert_allclose(ds["area"].compute(), forecast["area"])
+    assert float(persisted["t"].mean()) == pytest.approx(float(forecast["t"].mean()))
+    np.testing.assert_allclose(kept.isel(time=0).compute(), forecast["t"][0])
+
+    def there():
+        return float(load_from_catalog(named, data_centre="ecmwf", residency="stay")["t"].load().mean())
+
+    with pool("ecmwf"):
+        assert dask.delayed(there)().compute() == pytest.approx(float(forecast["t"].mean()))
+    with dask.config.set({"pools.here": "eumetsat"}), pytest.raises(ResidencyError, match=r"'pools\.here'"):
+        kept.compute()
+    with dask.config.set({"pools.here": "ecmwf"}):
+        np.testing.assert_allclose(kept.compute(), forecast["t"])
 
 
 def test_the_data_centres_file_may_say_that_its_data_stays(client, write, ecmwf, forecast, named, rules):

@@ -1,6 +1,5 @@
 """An object store, over HTTP: moto's server on this machine."""
 
-import logging
 import pickle
 import uuid
 
@@ -16,18 +15,6 @@ from intake_pools import load_from_catalog
 pytestmark = pytest.mark.usefixtures("lazily")
 
 SECRET = "hush-hush-hush"
-
-
-@pytest.fixture(scope="session")
-def endpoint():
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture

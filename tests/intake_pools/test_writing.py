@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import dask
 import dask.array as da
+import fsspec
 import numpy as np
 import pytest
 import xarray as xr
@@ -289,6 +291,17 @@ def test_a_netcdf_file_is_written_where_it_lives(pinned, forecast, eumetsat, nam
         np.testing.assert_allclose(written["packed"], forecast["packed"] * 2)
 
 
+def _meet(block: np.ndarray) -> np.ndarray:
+    """Return the same block when two workers have come to this."""
+    if block.size == 0:  # Dask asks for the type of the result
+        return block
+    Path(f"met-{os.getpid()}").touch()
+    deadline = time.monotonic() + 60
+    while len(list(Path().glob("met-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return block
+
+
 def test_two_workers_write_one_netcdf_file(write, site_dirs, named):
     data = np.random.default_rng(0).random((12, 30))
     source = xr.Dataset({name: (("time", "x"), data + i) for i, name in enumerate("abc")})
@@ -303,7 +316,9 @@ def test_two_workers_write_one_netcdf_file(write, site_dirs, named):
         plugin = Places(cluster.scheduler)
         cluster.scheduler.add_plugin(plugin, name="places")
         dataset = load_from_catalog(path, data_centre="ecmwf")
-        delayed = (dataset * 2).to_netcdf(f"{named}-2.nc", group="one/two", compute=False)
+        # Each worker waits for the other one, so that neither writes everything before the other has begun.
+        together = xr.apply_ufunc(_meet, dataset * 2, dask="parallelized", output_dtypes=[float])
+        delayed = together.to_netcdf(f"{named}-2.nc", group="one/two", compute=False)
         dask.compute(delayed)
         assert len(plugin.workers_of("store.a@")) == 2
     with xr.open_dataset(site_dirs["ecmwf"] / f"{named}-2.nc", group="one/two") as written:
@@ -440,22 +455,12 @@ def test_wrapping_twice_is_wrapping_once():
     assert "zarr" in (once.__doc__ or "")
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[dict[str, object]]:
+@pytest.fixture
+def bucket(endpoint: str) -> dict[str, object]:
     """Options that reach a bucket ``ecmwf-written`` of an S3 service on this machine."""
-    boto3 = pytest.importorskip("boto3")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="somebody",
-        aws_secret_access_key="hush-hush",
-    ).create_bucket(Bucket="ecmwf-written")
-    yield {"key": "somebody", "secret": "hush-hush", "client_kwargs": {"endpoint_url": endpoint}}
-    server.stop()
+    options = {"key": "somebody", "secret": "hush-hush", "client_kwargs": {"endpoint_url": endpoint}}
+    fsspec.filesystem("s3", **options).mkdirs("ecmwf-written", exist_ok=True)
+    return options
 
 
 def test_an_object_store_is_written_by_the_data_centre_that_hosts_it(

@@ -1,16 +1,23 @@
-"""Two sites that cannot see each other's data, their workers, and a scheduler that can see neither's."""
+"""What tests of the lab share.
+
+`sites`, `cluster`, `client`: two sites in mount name spaces (`namespaces.py`) that cannot see each other's
+data, their workers, and a scheduler that can see neither's.
+
+`network`, `walled`: sites with a network between them (`network.py`).
+"""
 
 from __future__ import annotations
 
 import gc
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import dask
 import pytest
 from distributed import Client, Scheduler
 from layout import lay_out
 from namespaces import FORBIDDEN, ROOT, Site, isolation, mounted, start_cluster, start_sites
+from network import THREE_SITES, Network, SiteLink, missing, start_network
 
 from dask_pools.cluster import PoolCluster
 from leftovers import eventually
@@ -56,7 +63,7 @@ def client(session_client: Client, cluster: PoolCluster, request: pytest.Fixture
     assert eventually(lambda: all(len(cluster.pools[pool]) == 1 for pool in THREADS), 60)
     if not request.session.testsfailed:  # the traceback of one that failed keeps its results alive
         gc.collect()
-        assert eventually(lambda: not session_client.run_on_scheduler(_tasks), 5)
+        assert eventually(lambda: not session_client.run_on_scheduler(_tasks))
 
 
 @pytest.fixture
@@ -78,3 +85,28 @@ def folder(sites: dict[str, Site]) -> str:
     path = ROOT / "ecmwf" / uuid.uuid4().hex
     sites["ecmwf"].from_outside(path).mkdir()
     return str(path)
+
+
+def _started(links: Sequence[SiteLink]) -> Iterator[Network]:
+    if why := missing():
+        pytest.skip(why)
+    with start_network(links) as network:
+        yield network
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network]:
+    """Client and scheduler behind NAT, ecmwf with a public address, eumetsat behind NAT."""
+    yield from _started(THREE_SITES)
+
+
+@pytest.fixture(scope="session")
+def walled() -> Iterator[Network]:
+    """Client behind NAT, at ecmwf a firewall that lets in one UDP port."""
+    yield from _started([SiteLink("client", "nat"), SiteLink("ecmwf", "port", port=51900)])
+
+
+@pytest.fixture(scope="session")
+def open_sites() -> Iterator[Network]:
+    """Three sites, each with a public address and no firewall."""
+    yield from _started([SiteLink("client"), SiteLink("ecmwf"), SiteLink("eumetsat")])

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dask.utils import parse_bytes
-from distributed import Scheduler, system
+from distributed import system
 
 from dask_pools import pins
 from dask_pools.cluster.launchers import WorkerShape
-from dask_pools.cluster.launchers.local import LOOPBACK, LocalLauncher
-from dask_pools.cluster.pool_cluster import PoolCluster, PoolSpec, check_count
-from dask_pools.cluster.scheduler_process import SchedulerProcess
+from dask_pools.cluster.launchers.local import LocalLauncher
+from dask_pools.cluster.pool_cluster import PoolCluster
+from dask_pools.cluster.pool_spec import PoolSpec, check_count
+from dask_pools.cluster.scheduler_process import scheduler_spec
 
 __all__ = ["LocalPools"]
 
@@ -98,8 +99,7 @@ class LocalPools(PoolCluster):
         _check_known("directories", directories or {}, pools)
         _check_known("prefixes", prefixes or {}, pools)
         given = {pool: _existing(pool, directory) for pool, directory in (directories or {}).items()}
-        if scheduler not in ("here", "process"):
-            raise ValueError(f"scheduler={scheduler!r} is not known: use 'here' or 'process'.")
+        making = scheduler_spec(scheduler, dashboard_address, silence_logs)
         if not isinstance(threads_per_worker, int) or threads_per_worker < 1:
             raise ValueError(f"threads_per_worker={threads_per_worker!r}: give a whole number from 1 on.")
         self._dashboard = dashboard_address is not None
@@ -127,7 +127,7 @@ class LocalPools(PoolCluster):
                     )
                     for pool, count in pools.items()
                 },
-                scheduler=_scheduler(scheduler, dashboard_address, silence_logs),
+                scheduler=making,
                 asynchronous=asynchronous,
                 silence_logs=silence_logs,
                 **kwargs,
@@ -179,18 +179,3 @@ def _memory(limit: str | int | None, pools: Mapping[str, int]) -> int | None:
         return int(parse_bytes(limit))
     # A pool without workers may get one later.
     return int(system.MEMORY_LIMIT) // max(1, sum(max(1, count) for count in pools.values()))
-
-
-def _scheduler(where: str, dashboard_address: str | None, silence_logs: int | None) -> dict[str, Any]:
-    """How `distributed.SpecCluster` is to make the scheduler."""
-    # Dask takes an address without a host for "on every interface", and none at all for port 8787.
-    dashboard = dashboard_address or ":0"
-    options = {
-        "host": LOOPBACK,
-        "port": 0,
-        "dashboard": dashboard_address is not None,
-        "dashboard_address": LOOPBACK + dashboard if dashboard.startswith(":") else dashboard,
-    }
-    if where == "here":
-        return {"cls": Scheduler, "options": options}
-    return {"cls": SchedulerProcess, "options": {"options": options, "silence_logs": silence_logs}}

@@ -2,7 +2,8 @@
 
 One entry of `distributed.SpecCluster`'s specification is one worker of one pool (``ecmwf-0``). How it is
 started is its launcher's business; how many there are is decided here: at the start, by
-`PoolCluster.scale`, and when the scheduler says that a pool without workers is wanted.
+`PoolCluster.scale`, when the scheduler says that a pool without workers is wanted, and for pools that adapt
+by what they have to do (`dask_pools.cluster.adapting`).
 """
 
 from __future__ import annotations
@@ -11,114 +12,79 @@ import asyncio
 import difflib
 import html
 import logging
+import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
+import dask
+from dask.utils import parse_timedelta
 from distributed import Client, Scheduler, SpecCluster
 from distributed.core import Status
+from distributed.deploy.cluster import Cluster
 from distributed.deploy.spec import ProcessInterface
-from distributed.utils import NoOpAwaitable
+from distributed.utils import Log, Logs, NoOpAwaitable
 
 from dask_pools import pins
-from dask_pools.cluster.launchers import LaunchedWorker, Launcher, WorkerShape
+from dask_pools.cluster.adapting import Bounds, decide
+from dask_pools.cluster.pool_spec import PoolSpec, check_count, check_spec, pool_specs
+from dask_pools.cluster.pool_worker import PoolWorker
+from dask_pools.cluster.scheduler_process import scheduler_spec
+from dask_pools.config import idle_timeout
+from dask_pools.data_centres import DataCentres
+from dask_pools.demand import PoolLoad
 from dask_pools.errors import PoolUnavailableError
 from dask_pools.propagate import connect, propagate_pools
-from dask_pools.scheduler import install
+from dask_pools.scheduler import Supply, install
 
-__all__ = ["PoolCluster", "PoolSpec"]
+__all__ = ["PoolCluster"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two questions to the scheduler for pools that are wanted.
+# Seconds after which the scheduler answers a question for news when there is none.
 POLL = 0.5
 
 # Seconds for which a failed start is reported. Long enough for everyone who waits to see it; short enough for
 # the next who asks to get a new attempt.
 REPORT_FAILURE = 5.0
 
+# Failures in a row after which a pool is given up, and the longest pause between two attempts, in seconds.
+ATTEMPTS = 4
+LONGEST_PAUSE = 60.0
 
-@dataclass(frozen=True)
-class PoolSpec:
-    """One pool of a cluster: what its workers are like, how they are started, how many there are."""
+# Seconds after which failures are forgotten, and a pool that adapts tries anew what was given up.
+FORGET_FAILURES = 300.0
 
-    launcher: Launcher
-    """Starts them."""
-
-    worker: WorkerShape = field(default_factory=WorkerShape)
-    """What each is like."""
-
-    workers: int = 1
-    """How many to start with; also how many (but at least one) to bring up when it has none and is wanted."""
-
-    maximum: int | None = None
-    """The most there can be; None for no limit."""
+# Seconds that a worker has to last for its loss to be bad luck, no sign that the next will be lost too.
+LASTING = 60.0
 
 
-def check_count(pool: str, count: int, maximum: int | None = None) -> None:
-    """Refuse a number of workers that a pool cannot have.
+@dataclass
+class _Standing:
+    """What is remembered of a pool besides its workers."""
 
-    Raises
-    ------
-    ValueError
-        If `count` is not a whole number from 0 to `maximum`.
-    """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise ValueError(f"Pool {pool!r} cannot have {count!r} workers: give a whole number from 0 on.")
-    if maximum is not None and count > maximum:
-        raise ValueError(f"Pool {pool!r} cannot have {count} workers: it has a maximum of {maximum}.")
-
-
-def _in_short(error: BaseException) -> str:
-    """Say what an exception says, or rather the one that it came from: Dask wraps them."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}".rstrip(".: ")
-
-
-class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publishes no type for it
-    """One worker of a pool, as `distributed.SpecCluster` expects it; the launcher does the work."""
-
-    def __init__(self, scheduler: str, name: str, pool: str, launcher: Launcher, shape: WorkerShape) -> None:
-        super().__init__()
-        self.scheduler = scheduler
-        self.name = name
-        self.pool = pool
-        self.launcher = launcher
-        self.shape = shape
-        self.failure: str | None = None
-        self._launched: LaunchedWorker | None = None
-        self._closing: asyncio.Future[object] | None = None
-
-    async def start(self) -> None:
-        """Launch it, and keep the reason if that fails."""
-        try:
-            self._launched = await self.launcher.launch(self.scheduler, self.name, self.shape)
-        except Exception as error:
-            self.status = Status.failed
-            self.failure = f"worker {self.name}: {_in_short(error)}"
-            raise PoolUnavailableError(self.pool, (), f"Starting some failed: {self.failure}.") from error
-        await super().start()
-
-    async def close(self) -> None:
-        """Stop it."""
-        if self._launched is not None:
-            # Once, whoever asks, and everyone waits for it.
-            self._closing = self._closing or asyncio.ensure_future(self._launched.close())
-            await self._closing
-        await super().close()
-
-
-async def _started(worker: PoolWorker) -> PoolUnavailableError | None:
-    """Start a worker; what there is to say if that fails."""
-    try:
-        await worker
-    except PoolUnavailableError as error:
-        return error
-    return None
+    failures: int = 0
+    """In a row."""
+    latest: float = 0.0
+    """When something failed last; times are seconds of the monotonic clock."""
+    retry: float = 0.0
+    """When the next attempt may be made."""
+    reason: str | None = None
+    """What failed last."""
+    failed: float | None = None
+    """When it was given up, until somebody asks again."""
+    proven: bool = False
+    """Whether a worker has joined since it was asked for anew."""
+    seconds: float = 0.0
+    """How long its workers have run, added up."""
+    spent: bool = False
+    """Whether it has used up its hours."""
+    bounds: Bounds | None = None
+    """If it adapts, how far."""
 
 
 class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes no type for it
@@ -130,11 +96,13 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
 
     Parameters
     ----------
-    pools : mapping of str to PoolSpec
-        The pools, by name.
-    scheduler : mapping
-        How to make the scheduler, as `distributed.SpecCluster` has it: ``{"cls": …, "options": {…}}``. A
-        scheduler in this process gets this project's plugin; any other must bring it along
+    pools : path, DataCentres, or mapping of str to PoolSpec
+        A data-centres file, each of whose data centres with a `workers` section becomes a pool; or the pools
+        themselves, by name.
+    scheduler : {"here", "process"} or mapping
+        Whether the scheduler runs in this process or in one of its own, on the loopback interface; or how to
+        make it, as `distributed.SpecCluster` has it: ``{"cls": …, "options": {…}}``. A scheduler in this
+        process gets this project's plugin; any other must bring it along
         (``--preload dask_pools.scheduler``).
     asynchronous : bool
         Whether it is used with ``async with`` and ``await``.
@@ -143,32 +111,51 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
 
     Raises
     ------
+    DataCentresError
+        If the data-centres file is wrong, or says nothing about workers.
     ValueError
         If a name or a number does not do.
     PoolUnavailableError
         If a worker does not start.
+
+    Examples
+    --------
+    >>> with PoolCluster("data-centres.yaml") as cluster:  # doctest: +SKIP
+    ...     client = cluster.get_client()
     """
 
     status: Status
 
     def __init__(
         self,
-        pools: Mapping[str, PoolSpec],
+        pools: Mapping[str, PoolSpec] | DataCentres | str | os.PathLike[str],
         *,
-        scheduler: Mapping[str, Any],
+        scheduler: Mapping[str, Any] | Literal["here", "process"] = "here",
         asynchronous: bool = False,
         silence_logs: int | None = logging.WARNING,
         **kwargs: Any,
     ) -> None:
-        self._pool_specs = dict(pools)
+        self._pool_specs = dict(pools) if isinstance(pools, Mapping) else pool_specs(pools)
+        if isinstance(scheduler, str):
+            scheduler = scheduler_spec(scheduler, silence_logs=silence_logs)
         for pool, spec in self._pool_specs.items():
-            pins.check_name(pool)
-            check_count(pool, spec.workers, spec.maximum)
+            check_spec(pool, spec)
         propagate_pools()
         self._owner = f"{type(self).__name__}-{uuid.uuid4()}"
-        self._failures: dict[str, tuple[float, str]] = {}
+        self._standings = {pool: _Standing() for pool in self._pool_specs}
         self._supplying: asyncio.Task[None] | None = None
-        self._correcting: asyncio.Task[None] | None = None
+        # Starts and stops under way, and what of them has failed since somebody waited for all.
+        self._changes: set[asyncio.Task[None]] = set()
+        self._unreported: list[PoolUnavailableError] = []
+        # Names of workers that are stopped, of those that go if their results can be moved, and of those that
+        # were called off before they had joined.
+        self._leaving: set[str] = set()
+        self._retiring: set[str] = set()
+        self._dismissed: set[str] = set()
+        self._events: list[dict[str, Any]] = []
+        self._counted = time.monotonic()
+        self._moves: set[asyncio.Future[list[str]]] = set()
+        self._ending = False
         workers = {
             name: self._worker_spec(pool)
             for pool, spec in self._pool_specs.items()
@@ -199,9 +186,8 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         """
         pools: dict[str, list[str]] = {pool: [] for pool in self._pool_specs}
         for worker in list(self.scheduler_info["workers"].values()):
-            for resource in worker["resources"]:
-                if pool := pins.pool_of_resources({resource: 1}):
-                    pools.setdefault(pool, []).append(str(worker["name"]))
+            for pool in pins.pools_of_resources(worker["resources"]):
+                pools.setdefault(pool, []).append(str(worker["name"]))
         return {pool: sorted(names) for pool, names in pools.items()}
 
     def __repr__(self) -> str:
@@ -219,13 +205,19 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
     def _describe(self, pool: str) -> str:
         joined = len(self.pools[pool])
         planned = len(self._planned(pool))
-        workers = f"{joined} worker{'' if joined == 1 else 's'}"
+        text = f"{joined} worker{'' if joined == 1 else 's'}"
         if planned > joined:
-            workers += f" of {planned}"
+            text += f" of {planned}"
         if pool in self._pool_specs:
             threads = self._pool_specs[pool].worker.threads
-            workers += f" × {threads} thread{'' if threads == 1 else 's'}"
-        return workers
+            text += f" × {threads} thread{'' if threads == 1 else 's'}"
+            standing = self._standings[pool]
+            if standing.bounds is not None:
+                most = standing.bounds.maximum
+                text += f", adapts from {standing.bounds.minimum}{'' if most is None else f' to {most}'}"
+            if standing.failed is not None:
+                text += f", failed: {standing.reason}"
+        return text
 
     # Using it
 
@@ -240,14 +232,15 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         """Ask for a number of workers in a pool: ``scale("ecmwf", 4)`` or ``scale(ecmwf=4, eumetsat=2)``.
 
         Returns at once; the workers come and go meanwhile. What only the workers that go have in memory is
-        moved to others first.
+        moved to others of their pool first; if none is left, to other pools, unless it has to stay in its own
+        (residency), which is computed again if it is needed. A pool that adapted does so no more.
 
         Raises
         ------
         TypeError
             If no pool is named.
         ValueError
-            If this cluster has no such pool, or the number does not do.
+            If this cluster has no such pool, the number does not do, or its hours are used up.
         """
         match args:
             case ():
@@ -267,16 +260,107 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             self._check_pool(pool)
             check_count(pool, count, self._pool_specs[pool].maximum)
         for pool, count in counts.items():
+            if count and self._standings[pool].spent:
+                raise ValueError(f"Pool {pool!r} can have no workers: {self._standings[pool].reason}.")
+        for pool, count in counts.items():
+            self._standings[pool].bounds = None
+            self._ask_anew(pool)
+            # Those that were about to go do so now, or they would still be there if they were to be kept.
+            for name in [name for name in self._retiring if self.workers[name].pool == pool]:
+                self.worker_spec.pop(name, None)
             self._plan(pool, count)
-        self.loop.add_callback(self._correct_state_and_log)
+        self.loop.add_callback(self._apply)
         return NoOpAwaitable() if self.asynchronous else None
 
-    def adapt(self, *args: Any, **kwargs: Any) -> Any:
-        """Not supported: Dask's adaptivity counts workers without regard to pools."""
-        raise NotImplementedError(
-            f"{type(self).__name__} cannot adapt: Dask would count workers without regard to pools. A pool "
-            "that has no workers gets some when it is needed; for more, cluster.scale(pool, n)."
-        )
+    def adapt(
+        self,
+        *pools: str,
+        minimum: int | None = None,
+        maximum: int | None = None,
+        target_duration: float | str | None = None,
+        idle: float | str | None = None,
+    ) -> None:
+        """Let pools grow and shrink with their work, as in ``adapt("ecmwf", minimum=0, maximum=8)``.
+
+        A pool grows at once when it has work and no workers, and as far as it takes to do its work in the
+        target duration. It shrinks by workers that have been idle for a while and whose results are not
+        needed, or can be moved to others of the pool; a result never moves to another data centre for that.
+
+        Parameters
+        ----------
+        *pools : str
+            All of this cluster, if none is named.
+        minimum, maximum : int, optional
+            The fewest and the most workers, within what the pool itself allows, which is the default.
+        target_duration : float or str, optional
+            Seconds, or a time such as ``"10s"``; by default Dask's setting
+            ``distributed.adaptive.target-duration``.
+        idle : float or str, optional
+            Seconds without a task after which a worker may go; by default what the pool says, else the
+            setting ``pools.idle-timeout``.
+
+        Raises
+        ------
+        ValueError
+            If this cluster has no such pool, or the numbers do not do.
+        """
+        bounds = {}
+        for pool in pools or self._pool_specs:
+            self._check_pool(pool)
+            spec = self._pool_specs[pool]
+            fewest = spec.minimum if minimum is None else minimum
+            most = spec.maximum if maximum is None else maximum
+            if most is not None:
+                check_count(pool, most, spec.maximum)
+            check_count(pool, fewest, most)
+            unused = idle if idle is not None else spec.idle
+            duration = target_duration or dask.config.get("distributed.adaptive.target-duration")
+            bounds[pool] = Bounds(
+                minimum=fewest,
+                maximum=most,
+                target=float(parse_timedelta(duration)),
+                idle=idle_timeout() if unused is None else float(parse_timedelta(unused)),
+            )
+        for pool, bound in bounds.items():
+            self._ask_anew(pool)
+            self._standings[pool].bounds = bound
+
+    # What they wrote
+
+    def logs(self, pool: str) -> Any:
+        """Read the logs of the workers of a pool; of one that has not joined, what its launcher knows.
+
+        Returns
+        -------
+        distributed.utils.Logs
+            Text by name; with ``await`` where the cluster is used asynchronously.
+
+        Raises
+        ------
+        ValueError
+            If this cluster has no such pool.
+        """
+        self._check_pool(pool)
+        return self.sync(self._logs_of, pool)
+
+    async def _logs_of(self, pool: str) -> Logs:
+        addresses = {
+            address: str(worker["name"])
+            for address, worker in self.scheduler_info["workers"].items()
+            if pins.resource(pool) in worker["resources"]
+        }
+        logs = Logs()
+        if addresses:
+            answers = await self.scheduler_comm.worker_logs(workers=list(addresses))
+            for address, lines in answers.items():
+                # Of a worker that cannot answer there is the reason instead.
+                text = lines if isinstance(lines, str) else "\n".join(line for _, line in lines)
+                logs[addresses[address]] = Log(text)
+        for name in self._planned(pool):
+            worker = self.workers.get(name)
+            if name not in logs and worker is not None:
+                logs[name] = Log(await worker.logs())
+        return Logs(sorted(logs.items()))
 
     # How many workers there should be
 
@@ -293,21 +377,26 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
     def _worker_spec(self, pool: str) -> dict[str, Any]:
         spec = self._pool_specs[pool]
         shape = replace(spec.worker, resources={**spec.worker.resources, pins.resource(pool): 1})
-        return {"cls": PoolWorker, "options": {"pool": pool, "launcher": spec.launcher, "shape": shape}}
+        options = {"pool": pool, "launcher": spec.launcher, "shape": shape, "timeout": spec.timeout}
+        return {"cls": PoolWorker, "options": options}
 
     def _planned(self, pool: str) -> list[str]:
         """Names of the workers that the pool should have, the oldest first."""
-        return [name for name, spec in list(self.worker_spec.items()) if spec["options"].get("pool") == pool]
+        return [
+            name
+            for name, spec in list(self.worker_spec.items())
+            if spec["options"].get("pool") == pool and name not in self._retiring
+        ]
 
     def _plan(self, pool: str, count: int) -> None:
-        """Change what should be; `_correct_state` then makes it so."""
+        """Change what should be; `_reconcile` then makes it so."""
         planned = self._planned(pool)
-        joined = {worker["name"] for worker in list(self.scheduler_info["workers"].values())}
+        joined = self.observed
         # Those that are not there yet go first, then the newest.
         for name in sorted(planned, key=lambda name: name not in joined)[count:]:
             self.worker_spec.pop(name, None)
-        # A name is not given to a second worker while the first may still be known by it.
-        taken = {*planned, *self.workers, *joined}
+        # A name is not given to a second worker while the first may still be known by it, or come by it.
+        taken = {*self.worker_spec, *self.workers, *joined, *self._dismissed}
         number = 0
         for _ in range(count - len(planned)):
             while (name := f"{pool}-{number}") in taken:
@@ -315,45 +404,126 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             taken.add(name)
             self.worker_spec[name] = self._worker_spec(pool)
 
-    async def _correct_state_internal(self) -> None:
-        """Stop the workers that should not be, and start those that should; in place of SpecCluster's own.
+    def _reconcile(self) -> None:
+        """Begin to stop the workers that should not be, and to start those that should; in its event loop.
 
-        That passes names to the scheduler where addresses are expected, so that nothing is moved away from
-        workers that go; and it takes a worker that did not start for one that did.
+        Nobody waits for the slowest: each start takes its own time, and so does stopping those of a pool.
         """
-        async with self._lock:
-            self._correct_state_waiting = None
-            await self._stop(set(self.workers) - set(self.worker_spec))
-            try:
-                await self._start_workers(set(self.worker_spec) - set(self.workers))
-            finally:
-                await self._see_workers()
-
-    async def _stop(self, names: set[str]) -> None:
-        if names and self.status == Status.running and self.scheduler.status == Status.running:
-            await self.scheduler_comm.retire_workers(names=list(names))
-        await asyncio.gather(*(self.workers[name].close() for name in names if name in self.workers))
-        for name in names:
-            self.workers.pop(name, None)
-
-    async def _start_workers(self, names: set[str]) -> None:
+        going: defaultdict[str, list[str]] = defaultdict(list)
+        for name in set(self.workers) - set(self.worker_spec) - self._leaving:
+            going[self.workers[name].pool].append(name)
+        for pool, names in going.items():
+            self._leaving.update(names)
+            self._begin(self._stop(pool, names))
+        if self.status not in (Status.starting, Status.running):
+            return
+        now = time.monotonic()
         address = getattr(self.scheduler, "contact_address", None) or self.scheduler.address
-        starting = {}
-        for name in names:
-            spec = self.worker_spec[name]
-            starting[name] = worker = spec["cls"](address, name=name, **spec["options"])
+        for name, spec in list(self.worker_spec.items()):
+            standing = self._standings[spec["options"]["pool"]]
+            if name in self.workers or now < standing.retry:
+                continue
+            self.workers[name] = worker = spec["cls"](address, name=name, **spec["options"])
+            worker.on_end = self._end
             self._created.add(worker)
-        failures = await asyncio.gather(*(_started(worker) for worker in starting.values()))
-        for (name, worker), failure in zip(starting.items(), failures, strict=True):
-            if failure is None:
-                self.workers[name] = worker
-            else:
-                # Not tried again before somebody asks.
-                self.worker_spec.pop(name, None)
-                self._failures[worker.pool] = (time.monotonic(), worker.failure)
-                logger.warning("Could not start %s.", worker.failure)
-        if error := next(filter(None, failures), None):
-            raise error
+            self._tell("requested", worker.pool, worker=name)
+            self._begin(self._start_worker(worker))
+
+    async def _apply(self) -> None:
+        """Begin what was asked for, and tell the scheduler, which may have refused it a moment ago."""
+        self._reconcile()
+        if self._is_served() and not self._ending:
+            with suppress(OSError):
+                await self._supply(0)
+
+    def _begin(self, change: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled() and (error := task.exception()) and self.status == Status.running:
+            logger.error("Could not bring the workers to what they should be.", exc_info=error)
+
+    async def _start_worker(self, worker: PoolWorker) -> None:
+        try:
+            await worker
+        except PoolUnavailableError as error:
+            if self.workers.get(worker.name) is not worker or worker.name in self._leaving:
+                return
+            del self.workers[worker.name]
+            # It may come all the same.
+            self._dismissed.add(worker.name)
+            if self.worker_spec.pop(worker.name, None) is not None:
+                self._fail(worker.pool, worker.failure or str(error), error)
+
+    async def _stop(self, pool: str, names: list[str]) -> None:
+        """Stop workers of a pool; those that have joined give their results away first."""
+        joined = self.observed.intersection(names)
+        self._dismissed.update(set(names) - joined)
+        try:
+            if joined and self._is_served():
+                with suppress(OSError):  # a scheduler that has died has nothing to move
+                    await self._retire(pool, joined, ordered=True)
+        finally:
+            await self._close_workers(names)
+        self._tell("stopped", pool, workers=names)
+
+    async def _close_workers(self, names: Iterable[str]) -> None:
+        workers = [self.workers[name] for name in names if name in self.workers]
+        try:
+            await asyncio.gather(*(worker.close() for worker in workers))
+        finally:
+            for worker in workers:
+                if self.workers.get(worker.name) is worker:
+                    del self.workers[worker.name]
+                self._leaving.discard(worker.name)
+
+    def _is_served(self) -> bool:
+        return bool(self.status == Status.running and self.scheduler.status == Status.running)
+
+    async def _retire(self, pool: str, names: Iterable[str], *, ordered: bool) -> list[str]:
+        """Have the scheduler take workers out of a pool; none where the cluster closes meanwhile."""
+        move = asyncio.ensure_future(
+            self.scheduler_comm.pools_retire(pool=pool, names=sorted(names), ordered=ordered)
+        )
+        self._moves.add(move)
+        try:
+            return list(await move)
+        except asyncio.CancelledError:
+            if not self._ending:
+                raise
+            return []
+        finally:
+            self._moves.discard(move)
+
+    async def _let_go(self, pool: str, names: tuple[str, ...]) -> None:
+        """Stop those of some idle workers whose results can be moved within the pool."""
+        try:
+            gone = await self._retire(pool, names, ordered=False)
+            # Those of a name that was lost or taken out meanwhile are somebody else's business.
+            gone = [name for name in gone if self.worker_spec.pop(name, None) is not None]
+            self._leaving.update(gone)
+        finally:
+            self._retiring.difference_update(names)
+        await self._close_workers(gone)
+
+    async def _correct_state_internal(self) -> None:
+        """Make the workers what they should be, and wait for that; in place of SpecCluster's own.
+
+        That starts all before it looks at any; it passes names to the scheduler where addresses are expected,
+        so that nothing is moved away from workers that go; and it takes a worker that did not start for one
+        that did.
+        """
+        self._correct_state_waiting = None
+        self._reconcile()
+        while self._changes:
+            await asyncio.wait(self._changes)
+        await self._see_workers()
+        failures, self._unreported = self._unreported, []
+        if failures and not self._ending:
+            raise failures[0]
 
     async def _see_workers(self) -> None:
         """Wait until this object has heard of the workers that the scheduler knows, a moment later."""
@@ -366,14 +536,120 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                 break
             await asyncio.sleep(0.01)
 
-    async def _correct_state_and_log(self) -> None:
-        try:
-            await self._correct_state()
-        except PoolUnavailableError:
-            pass  # logged already, and reported to the scheduler
-        except Exception:
-            if self.status == Status.running:
-                logger.exception("Could not bring the workers to what they should be.")
+    # What goes wrong
+
+    def _fail(self, pool: str, reason: str, error: PoolUnavailableError | None = None) -> None:
+        """Take note that a worker did not start or did not last, and try again later, or give up."""
+        now = time.monotonic()
+        standing = self._standings[pool]
+        if now - standing.latest > FORGET_FAILURES:
+            standing.failures = 0
+        standing.latest = now
+        standing.reason = reason
+        logger.warning("Could not start %s.", reason)
+        self._tell("failed", pool, why=reason)
+        if now >= standing.retry:
+            # Several workers that fail together are one failure.
+            standing.failures += 1
+            standing.retry = now + min(LONGEST_PAUSE, 2.0 ** (standing.failures - 1))
+        others = any(
+            worker.pool == pool and name not in self._leaving for name, worker in self.workers.items()
+        )
+        if standing.failures < ATTEMPTS and (others or standing.proven):
+            self._plan(pool, len(self._planned(pool)) + 1)
+            return
+        standing.failed = now
+        standing.proven = False
+        for name in self._planned(pool):
+            if name not in self.workers:
+                del self.worker_spec[name]
+        self._unreported.append(error or PoolUnavailableError(pool, (), f"Starting some failed: {reason}."))
+        self._tell("given up", pool, why=reason)
+
+    def _ask_anew(self, pool: str) -> None:
+        """Forget what failed: somebody asks again."""
+        standing = self._standings[pool]
+        if not standing.spent:
+            standing.failures, standing.retry = 0, 0.0
+            standing.failed, standing.reason = None, None
+            standing.proven = False
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        """Follow workers that come and go; in place of SpecCluster's own, which brings back all at once."""
+        name = self.scheduler_info["workers"][msg]["name"] if op == "remove" else None
+        Cluster._update_worker_status(self, op, msg)
+        if name in self.workers and name not in self._leaving and name not in self._retiring:
+            worker = self.workers[name]
+            # A nanny may bring it back.
+            delay = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
+            asyncio.get_running_loop().call_later(delay, self._lose, worker)
+
+    def _end(self, worker: PoolWorker, why: str) -> None:
+        """Give up a worker whose launcher says that it is no more."""
+        name = worker.name
+        if self._is_served() and self.workers.get(name) is worker and name not in self._leaving:
+            self._replace(worker, why)
+
+    def _lose(self, worker: PoolWorker) -> None:
+        """Give up a worker that has left and not come back."""
+        name = worker.name
+        if (
+            self.status != Status.running
+            or self.workers.get(name) is not worker
+            or name in self.observed
+            or name in self._leaving
+        ):
+            return
+        self._replace(worker, "it was lost")
+
+    def _replace(self, worker: PoolWorker, why: str) -> None:
+        """Close a worker that is of no use, and have another one in its place."""
+        name = worker.name
+        self._dismissed.add(name)
+        self._leaving.add(name)
+        wanted = self.worker_spec.pop(name, None) is not None
+        self._begin(self._close_workers([name]))
+        if not wanted:
+            return
+        if worker.joined and time.monotonic() - worker.joined > LASTING:
+            self._tell("lost", worker.pool, worker=name)
+            self._plan(worker.pool, len(self._planned(worker.pool)) + 1)
+        else:
+            self._fail(worker.pool, f"worker {name}: {why}")
+
+    def _look_after(self) -> None:
+        """Notice the workers that have joined, those that should have, and the hours that they run."""
+        now = time.monotonic()
+        passed, self._counted = now - self._counted, now
+        observed = self.observed
+        for name, worker in list(self.workers.items()):
+            standing = self._standings[worker.pool]
+            if name in observed:
+                standing.seconds += passed
+                if not worker.joined:
+                    worker.joined = now
+                    standing.proven = True
+                    self._tell("joined", worker.pool, worker=name, seconds=round(now - worker.asked, 1))
+            elif (
+                not worker.joined
+                and worker.timeout is not None
+                and worker.status == Status.running
+                and now - worker.asked > worker.timeout
+                and name not in self._leaving
+            ):
+                self._replace(worker, f"it did not join within {worker.timeout:g} s")
+        for pool, spec in self._pool_specs.items():
+            standing = self._standings[pool]
+            if spec.max_hours is not None and standing.seconds > 3600 * spec.max_hours and not standing.spent:
+                standing.spent = True
+                standing.failed = now
+                standing.reason = f"its {spec.max_hours:g} hours of workers are used up (max_hours)"
+                self._tell("given up", pool, why=standing.reason)
+                self._plan(pool, 0)
+
+    def _tell(self, action: str, pool: str, **details: Any) -> None:
+        """Have the scheduler log an event with the next report."""
+        self._events.append({"action": action, "pool": pool, **details})
 
     # Answering for the pools
 
@@ -385,7 +661,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             if isinstance(self.scheduler, Scheduler):
                 install(self.scheduler)
             # Once now: who connects next must not be told that nobody answers for the pools.
-            await self._supply()
+            await self._supply(0)
         except Exception:
             self.status = Status.failed
             await self._close()
@@ -394,37 +670,93 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
 
     async def _keep_supplying(self) -> None:
         while self.status == Status.running:
-            await asyncio.sleep(POLL)
             try:
-                await self._supply()
-                # Also workers that were lost for good. In the background: a scheduler that hears nothing
-                # while a worker starts would forget this cluster.
-                if set(self.worker_spec) - set(self.workers) and not self._lock.locked():
-                    self._correcting = asyncio.create_task(self._correct_state_and_log())
+                await self._supply(POLL)
+                self._look_after()
+                self._reconcile()
+                # News may come one upon the other.
+                await asyncio.sleep(0.02)
             except Exception:
                 # The scheduler may be gone, or busy; the cluster stays as it is, and so does the question.
                 logger.debug("Could not ask the scheduler for wanted pools.", exc_info=True)
+                await asyncio.sleep(POLL)
 
-    async def _supply(self) -> None:
-        """Tell the scheduler which pools this cluster can bring up, and bring up those that are wanted."""
-        now = time.monotonic()
-        self._failures = {
-            pool: (when, reason)
-            for pool, (when, reason) in self._failures.items()
-            if now - when < REPORT_FAILURE
-        }
+    async def _supply(self, patience: float) -> None:
+        """Tell the scheduler how the pools of this cluster stand, and change what it says is to change."""
+        events, self._events = self._events, []
         answer = await self.scheduler_comm.pools_supply(
             owner=self._owner,
-            supply={pool: spec.maximum for pool, spec in self._pool_specs.items()},
-            failed={pool: reason for pool, (_, reason) in self._failures.items()},
+            pools={pool: asdict(self._report(pool)) for pool in self._pool_specs},
+            names={name: worker.pool for name, worker in self.workers.items() if name not in self._leaving},
+            dismissed=sorted(self._dismissed),
+            events=events,
+            patience=patience,
         )
+        for name, why in answer["rejected"].items():
+            if name in self.workers and name not in self._leaving:
+                # The next will be no better.
+                self._standings[self.workers[name].pool].proven = False
+                self._replace(self.workers[name], why)
         for pool in answer["wanted"]:
-            spec = self._pool_specs.get(pool)
-            if spec is None or pool in self._failures or spec.maximum == 0 or self._planned(pool):
+            spec, standing = self._pool_specs.get(pool), self._standings.get(pool)
+            if spec is None or standing is None or spec.maximum == 0 or self._planned(pool):
                 continue
-            self._plan(pool, max(1, spec.workers))
+            if not self._report(pool).refuses:
+                self._ask_anew(pool)
+                self._plan(pool, max(1, spec.minimum))
+        for pool, load in answer["loads"].items():
+            if (bounds := self._standings[pool].bounds) is not None:
+                self._adapt(pool, PoolLoad.of(load), bounds)
+
+    def _report(self, pool: str) -> Supply:
+        spec, standing = self._pool_specs[pool], self._standings[pool]
+        observed = self.observed
+        requested = [
+            name for name, worker in self.workers.items() if worker.pool == pool and name not in self._leaving
+        ]
+        since = 0.0 if standing.failed is None else time.monotonic() - standing.failed
+        return Supply(
+            maximum=spec.maximum,
+            provision=spec.provision,
+            timeout=spec.timeout,
+            askers=spec.askers,
+            first=max(1, spec.minimum),
+            wanted=len(self._planned(pool)),
+            requested=len(requested),
+            starting=sum(name not in observed for name in requested),
+            failed=standing.reason if standing.failed is not None else None,
+            failed_for=since,
+            refuses=standing.failed is not None and (standing.spent or since < REPORT_FAILURE),
+            idle=None if standing.bounds is None else standing.bounds.idle,
+            hours=standing.seconds / 3600,
+        )
+
+    def _adapt(self, pool: str, load: PoolLoad, bounds: Bounds) -> None:
+        """Let a pool grow or shrink, if it should."""
+        standing, spec = self._standings[pool], self._pool_specs[pool]
+        planned = self._planned(pool)
+        # Of workers that were started by others there may be some as well; they come and go as they like.
+        load = replace(load, workers=tuple(one for one in load.workers if one.name in planned))
+        joined = {worker.name for worker in load.workers}
+        decision = decide(load, len(planned) - len(joined), bounds, spec.worker.threads)
+        if decision.wanted > len(planned):
+            if not planned and spec.provision != "auto":
+                return  # somebody has to ask, or to agree
+            if standing.failed is not None:
+                if standing.spent or time.monotonic() - standing.failed < FORGET_FAILURES:
+                    return
+                self._ask_anew(pool)
+            self._plan(pool, decision.wanted)
+        for name in [name for name in reversed(planned) if name not in joined][: decision.withdraw]:
+            self.worker_spec.pop(name, None)
+        if decision.go:
+            self._retiring.update(decision.go)
+            self._begin(self._let_go(pool, decision.go))
 
     async def _close(self) -> None:
+        self._ending = True
+        for move in self._moves:
+            move.cancel()
         if self._supplying is not None:
             self._supplying.cancel()
             with suppress(asyncio.CancelledError):

@@ -25,13 +25,49 @@ from distributed.deploy.spec import ProcessInterface
 from dask_pools.cluster.tether import when_orphaned
 from dask_pools.scheduler import install
 
-__all__ = ["SchedulerProcess"]
+__all__ = ["SchedulerProcess", "scheduler_spec"]
+
+LOOPBACK = "127.0.0.1"
 
 START_TIMEOUT = 60.0
 CLOSE_TIMEOUT = 5.0
 
 # Not `-m`: the package imports this module, which would then exist twice.
 COMMAND = [sys.executable, "-c", "from dask_pools.cluster.scheduler_process import main; main()"]
+
+
+def scheduler_spec(
+    where: str, dashboard_address: str | None = ":0", silence_logs: int | None = logging.WARNING
+) -> dict[str, Any]:
+    """Describe to `distributed.SpecCluster` a scheduler that listens on the loopback interface only.
+
+    Parameters
+    ----------
+    where : {"here", "process"}
+        In this process, or in one of its own.
+    dashboard_address : str or None
+        Where Dask's dashboard listens; without a host on the loopback interface. None: no dashboard.
+    silence_logs : int or None
+        Level below which a scheduler in a process of its own logs nothing.
+
+    Raises
+    ------
+    ValueError
+        If `where` is something else.
+    """
+    if where not in ("here", "process"):
+        raise ValueError(f"scheduler={where!r} is not known: use 'here' or 'process'.")
+    # Dask takes an address without a host for "on every interface", and none at all for port 8787.
+    dashboard = dashboard_address or ":0"
+    options = {
+        "host": LOOPBACK,
+        "port": 0,
+        "dashboard": dashboard_address is not None,
+        "dashboard_address": LOOPBACK + dashboard if dashboard.startswith(":") else dashboard,
+    }
+    if where == "here":
+        return {"cls": Scheduler, "options": options}
+    return {"cls": SchedulerProcess, "options": {"options": options, "silence_logs": silence_logs}}
 
 
 class SchedulerProcess(ProcessInterface):  # type: ignore[misc]  # distributed publishes no type for it

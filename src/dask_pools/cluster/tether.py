@@ -1,7 +1,7 @@
 """Ending a process when the one that started it is gone, for whatever reason.
 
 The two are joined by the child's standard input: a pipe on which the parent writes nothing more, and which
-the system closes when the parent ends. Standard library only: nannies run the text of this module as one of
+the system closes when the parent ends. Standard library only: nannies run the file of this module as one of
 Dask's preloads, and so need not import the package.
 """
 

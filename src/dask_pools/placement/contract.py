@@ -327,21 +327,16 @@ def _merge_round(nets: list[Net], rep: list[int], tasks: int, scale: Scale) -> i
     grown: set[int] = set()
     moved = 0
     for (a, b), nbytes in pairs.items():
-        if rep[a] == a and a not in grown:
-            rest = total[a] - nbytes * most
-            gain = nbytes * scale.least
-            if gain > rest or (gain == rest and _find(rep, b) < tasks):
-                rep[a] = b
-                grown.add(_find(rep, b))
-                moved += 1
+        for node, other in ((a, b), (b, a)):
+            if node >= tasks or rep[node] != node or node in grown:
                 continue
-        if b < tasks and rep[b] == b and b not in grown:
-            rest = total[b] - nbytes * most
+            rest = total[node] - nbytes * most
             gain = nbytes * scale.least
-            if gain > rest or (gain == rest and _find(rep, a) < tasks):
-                rep[b] = a
-                grown.add(_find(rep, a))
+            if gain > rest or (gain == rest and _find(rep, other) < tasks):
+                rep[node] = other
+                grown.add(_find(rep, other))
                 moved += 1
+                break
     return moved
 
 

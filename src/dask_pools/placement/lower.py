@@ -27,12 +27,18 @@ from dask_pools import dask_internals, pins
 from dask_pools.dask_internals import GraphNode, HighLevelGraph, MaterializedLayer
 from dask_pools.errors import ResidencyError
 from dask_pools.placement.assign import assign, look_back
-from dask_pools.placement.model import FREE, Model
+from dask_pools.placement.model import FREE, Model, crossings
 
 logger = logging.getLogger(__name__)
 
 UNKNOWN_NBYTES = 1.0
 """Bytes assumed for a result whose size nothing tells, and which has no inputs."""
+
+FETCHED_ONCE = 10_000.0
+"""From so many bytes on, a result that several tasks of a pool read is fetched for all its workers by one.
+
+On a line of 100 Mbit/s they take as long as Dask takes for a task.
+"""
 
 Pools = frozenset[str]
 """Pools that the sources of a layer lie in."""
@@ -148,7 +154,13 @@ def plan(layers: Layers, keys: Any, kind: Kind, costs: Costs | None = None) -> P
 
 
 def place(
-    layers: Layers, keys: Any, kind: Kind, *, name_pins: bool = False, costs: Costs | None = None
+    layers: Layers,
+    keys: Any,
+    kind: Kind,
+    *,
+    name_pins: bool = False,
+    costs: Costs | None = None,
+    check: Callable[[Placed], None] | None = None,
 ) -> HighLevelGraph:
     """Optimise a graph as Dask does for this kind of collection, and pin its tasks.
 
@@ -163,6 +175,8 @@ def place(
         Write the pins into the keys as well. For graphs that are optimised in the client, as by
         `dask.optimize` or `to_delayed`: Dask flattens those, and drops annotations.
     costs : mapping of str to mapping of str to float, optional
+    check : callable, optional
+        Called with the placement before anything is made of it; what it raises comes out here.
 
     Returns
     -------
@@ -175,7 +189,7 @@ def place(
         If something that must stay in its pool is wanted in another.
     """
     with _uncollected():
-        return _optimised(layers, _wanted(keys), kind, name_pins, costs)
+        return _optimised(layers, _wanted(keys), kind, name_pins, costs, check)
 
 
 @contextmanager
@@ -191,19 +205,33 @@ def _uncollected() -> Iterator[None]:
 
 
 def _optimised(
-    layers: Layers, wanted: set[Key], kind: Kind, name_pins: bool, costs: Costs | None
+    layers: Layers,
+    wanted: set[Key],
+    kind: Kind,
+    name_pins: bool,
+    costs: Costs | None,
+    check: Callable[[Placed], None] | None,
 ) -> HighLevelGraph:
     tasks, marks = _materialise(layers, wanted, kind)
     pools = _pinned(tasks, marks, layers)
-    if any(key not in pools and marks[key].pools for key in tasks) or (
-        len(set(pools.values())) > 1 and any(pins.stays(key) for key in tasks)
+    sizes: Mapping[Key, float] = {}
+    workers = _threads_of_workers(frozenset().union(*layers.pools.values()))
+    shared = {pool for pool, threads in workers.items() if len(threads) > 1}
+    if (
+        check is not None
+        or any(key not in pools and marks[key].pools for key in tasks)
+        or (len(set(pools.values())) > 1 and any(pins.stays(key) for key in tasks))
     ):
         # Only here does a layer hold tasks of several pools, so only here are single tasks looked at.
         placed = _placed(tasks, marks, wanted, pools, layers, costs)
+        if check is not None:
+            check(placed)
         names = placed.model.pools
         for key, pool in zip(placed.keys, placed.pools, strict=True):
             if pool != FREE and key in tasks:
                 pools[key] = names[pool]
+        if shared:
+            sizes = _sizes_that_cross(placed)
         del placed
     annotations = {
         key: others for key in tasks if (others := layers.annotations.get(key) or marks[key].annotations)
@@ -211,6 +239,8 @@ def _optimised(
     if kind.linear():
         tasks = _fuse_chains(tasks, wanted, pools, annotations)
     tasks = kind.finish(tasks)
+    if shared:
+        _fetch_once(tasks, pools, shared, sizes, layers)
     if name_pins:
         tasks = _name_pins(tasks, wanted, pools)
     return _annotated(tasks, pools, annotations)
@@ -489,8 +519,8 @@ def _placed(
     layer_of = [marks[key].layer if key in marks else "" for key in order]
     model.layers = [names.setdefault(layer, len(names)) for layer in layer_of]
     _price(model, costs)
-    threads = dask_internals.threads_by_resource()
-    model.threads = [threads.get(pins.resource(pool), 1) for pool in model.pools]
+    workers = _threads_of_workers(model.pools)
+    model.threads = [sum(workers[pool]) or 1 for pool in model.pools]
     try:
         pools = assign(model)
     except Exception:
@@ -647,6 +677,54 @@ def _fuse_chains(
         if annotations and (several := [annotations[member] for member in members if member in annotations]):
             annotations[key] = dask_internals.merge_annotations(several)
     return dict(fused)
+
+
+def _threads_of_workers(pools: Iterable[str]) -> dict[str, list[int]]:
+    """Threads of each worker of some pools, where there is a scheduler to know them."""
+    found = dask_internals.threads_by_resource()
+    return {pool: found.get(pins.resource(pool), []) for pool in pools}
+
+
+def _sizes_that_cross(placed: Placed) -> dict[Key, float]:
+    """Bytes of the results that are large enough to be fetched once for all workers of a pool."""
+    keys = placed.keys
+    return {
+        keys[crossing.task]: crossing.nbytes
+        for crossing in crossings(placed.model, placed.pools)
+        if crossing.nbytes >= FETCHED_ONCE
+    }
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _fetch_once(
+    tasks: Graph, pools: dict[Key, str], shared: Collection[str], sizes: Mapping[Key, float], layers: Layers
+) -> None:
+    """Have one task of a pool with several workers fetch what several of its tasks read from elsewhere.
+
+    The others take it from there: otherwise each worker fetches for itself what crosses, since Dask does not
+    look at pools when it chooses whom to ask. Changes `tasks`, and adds the new ones to `pools`.
+    """
+    readers: dict[tuple[Key, str], list[Key]] = {}
+    for key, task in tasks.items():
+        pool = pools.get(key)
+        if pool is not None and pool in shared and not isinstance(task, dask_internals.P2PBarrierTask):
+            for source in task.dependencies:
+                home = pools.get(source) or layers.pins.get(source)
+                if home is not None and home != pool:
+                    readers.setdefault((source, pool), []).append(key)
+    for (source, pool), several in readers.items():
+        nbytes = sizes.get(source) or _nbytes(source, layers) or 0.0
+        if len(several) < 2 or nbytes < FETCHED_ONCE:
+            continue
+        name = f"fetch-{tokenize(_name(source), pool)}"
+        fetched = (name, *source[1:]) if isinstance(source, tuple) else name
+        tasks[fetched] = dask_internals.Task(fetched, _as_it_is, dask_internals.TaskRef(source))
+        pools[fetched] = pool
+        for key in several:
+            tasks[key] = tasks[key].substitute({source: fetched})
 
 
 def _name_pins(tasks: Graph, wanted: set[Key], pools: dict[Key, str]) -> Graph:

@@ -22,7 +22,7 @@ from dask_pools import pins
 from dask_pools.dask_internals import is_future, is_gathering, is_symbolic
 from dask_pools.errors import TransferBudgetError
 from dask_pools.placement.assign import assign
-from dask_pools.placement.lower import Layers, Placed
+from dask_pools.placement.lower import FETCHED_ONCE, Layers, Placed
 from dask_pools.placement.model import FREE, Model, crossings
 
 ANYWHERE = "(anywhere)"
@@ -161,7 +161,8 @@ class Plan:
     exact : bool
         Whether some placement moves as few as `bound`, which is known where there are two pools.
     at_most : int
-        Bytes that cross if every worker of a pool fetches for itself what its tasks read.
+        Bytes that cross if every worker of a pool fetches for itself what its tasks read, but for large
+        results, which one task fetches for all of them.
     gathering : int
         Bytes that cross only because ``.compute()`` puts the result together on one worker.
     budget : int or None
@@ -561,7 +562,9 @@ def _edges(
             edge = (step_of[source], step_of[tasks[0]])
             nbytes[edge] += model.nbytes[source]
             results[edge] += 1
-            at_most += model.nbytes[source] * max(1, min(workers.get(pools[pool], 1), len(tasks)))
+            # What is large is fetched once for all workers of the pool.
+            several = 1 if model.nbytes[source] >= FETCHED_ONCE else workers.get(pools[pool], 1)
+            at_most += model.nbytes[source] * max(1, min(several, len(tasks)))
     edges = [
         Edge(source, target, round(nbytes.get((source, target), 0.0)), results.get((source, target), 0))
         for source, target in sorted(plain | nbytes.keys())

@@ -2,6 +2,9 @@
 
 A launcher knows how to start one Dask worker somewhere (a process, a container, a batch job). It knows
 neither how many workers a pool should have nor which pools there are: that is the cluster's business.
+
+A data-centres file names launchers by entry point (`dask_pools.workers.LAUNCHERS`): a class of options, which
+checks what the file says when it is read, and makes the launcher when workers are wanted.
 """
 
 from __future__ import annotations
@@ -36,8 +39,22 @@ class WorkerShape:
 class LaunchedWorker(Protocol):
     """A worker that a launcher started."""
 
+    async def ended(self) -> str:
+        """Wait until it is no more, without having been closed; then say why, in words for the user.
+
+        A launcher that cannot find out waits for ever.
+        """
+        ...
+
+    async def logs(self) -> str:
+        """Get the last that it wrote, as far as the launcher can see it; without any, say where it is."""
+        ...
+
     async def close(self) -> object:
-        """Stop it, and return when no process of it is left."""
+        """Stop it, and return when no process of it is left.
+
+        To be called once, and also after it has `ended`: something of it may still be there.
+        """
         ...
 
 
@@ -48,7 +65,8 @@ class Launcher(Protocol):
         """Start one worker.
 
         Return when it has joined the scheduler or, where it has to queue first, when it is certain that it
-        will. An exception means that nothing was left behind; its message reaches the user.
+        will. An exception means that nothing was left behind; its message reaches the user. So does being
+        cancelled: then, too, nothing may be left behind.
 
         Parameters
         ----------

@@ -17,19 +17,18 @@ import os
 import signal
 import sys
 import sysconfig
-import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dask
-from distributed.core import rpc
 
 from dask_pools.cluster import tether
 from dask_pools.cluster.launchers import WorkerShape
+from dask_pools.cluster.launchers.joining import joined, worker_command
+from dask_pools.workers import LauncherOptions, Listed, Workers
 
-__all__ = ["LocalLauncher", "LocalWorker"]
+__all__ = ["LocalLauncher", "LocalOptions", "LocalWorker"]
 
 LOOPBACK = "127.0.0.1"
 
@@ -40,21 +39,27 @@ CLOSE_TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class LocalLauncher:
-    """Start workers as processes on this machine that listen on the loopback interface only.
+    """Start workers as processes on this machine.
 
     Parameters
     ----------
-    scratch : str
-        Directory for what Dask spills to disk.
+    scratch : str, optional
+        Directory for what Dask spills to disk; Dask's own choice if not given.
     prefix : tuple of str
         Command that gets the worker's command as its last arguments and must replace itself by it.
     log_level : int
         Level from which on the workers log.
+    timeout : float
+        Seconds within which a worker has to join.
+    host : str
+        Address that the workers listen on; that of the loopback interface keeps them to this machine.
     """
 
-    scratch: str
+    scratch: str | None = None
     prefix: tuple[str, ...] = ()
     log_level: int = logging.WARNING
+    timeout: float = START_TIMEOUT
+    host: str = LOOPBACK
 
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> LocalWorker:
         """Start a worker; it has joined the scheduler when this returns."""
@@ -71,30 +76,29 @@ class LocalLauncher:
         )
         worker = LocalWorker(process)
         try:
-            await worker.joined(scheduler, name)
+            await joined(scheduler, name, self.timeout, worker.ended())
         except BaseException:
             await worker.close()
             raise
         return worker
 
     def _command(self, scheduler: str, name: str, shape: WorkerShape) -> list[str]:
-        resources = " ".join(f"{resource}={amount}" for resource, amount in shape.resources.items())
-        return [
-            sys.executable,
-            "-P",  # what lies in the pool's directory is data, not code
-            "-m",
-            "distributed.cli.dask_worker",
+        return worker_command(
             scheduler,
-            *("--name", name),
-            *("--nthreads", str(shape.threads)),
-            *("--memory-limit", str(shape.memory_limit or 0)),
-            *("--resources", resources),
-            *("--local-directory", self.scratch),
-            *("--host", LOOPBACK),
-            # Without a host Dask's status page would listen on all interfaces.
-            *("--dashboard-address", f"{LOOPBACK}:0", "--no-dashboard"),
-            *("--death-timeout", str(START_TIMEOUT)),
-        ]
+            name,
+            shape,
+            python=(sys.executable, "-P"),  # what lies in the pool's directory is data, not code
+            options=(
+                *(("--local-directory", self.scratch) if self.scratch else ()),
+                *("--host", self.host),
+                # Without a host Dask's status page would listen on all interfaces.
+                *("--dashboard-address", f"{LOOPBACK}:0", "--no-dashboard"),
+                *("--death-timeout", str(self.timeout)),
+                # Given here, since `dask worker` passes over what is configured. By its path, so that the
+                # nanny need not import the package.
+                *(f"--preload-nanny={one}" for one in (*_preloads("nanny"), tether.__file__)),
+            ),
+        )
 
     def _environment(self, shape: WorkerShape) -> dict[str, str]:
         # What this process can import, the workers can: they unpickle the tasks. Python's own places are left
@@ -113,11 +117,8 @@ class LocalLauncher:
         """Dask's settings here, as far as they can be written down; functions among them concern clients."""
         config = {key: value for key, value in dask.config.global_config.items() if _is_plain(value)}
         settings: dict[str, Any] = {
-            "distributed": {
-                # A worker that has joined is ready: its first task does not have to wait for imports.
-                "worker": {"preload": [*_preloads("worker"), "dask_pools"]},
-                "nanny": {"preload": [*_preloads("nanny"), Path(tether.__file__).read_text()]},
-            }
+            # A worker that has joined is ready: its first task does not have to wait for imports.
+            "distributed": {"worker": {"preload": [*_preloads("worker"), "dask_pools"]}}
         }
         if "version" not in config.get("logging", {}):  # else it is the user's own, and complete
             settings["logging"] = {"distributed": self.log_level}
@@ -138,6 +139,25 @@ def _is_plain(value: object) -> bool:
     return True
 
 
+class LocalOptions(LauncherOptions):
+    """What ``local:`` may say in a data-centres file.
+
+    Attributes
+    ----------
+    scratch : str or None
+        Directory for what Dask spills to disk.
+    prefix : tuple of str
+        Command that the workers are started through, as of `LocalLauncher`.
+    """
+
+    scratch: str | None = None
+    prefix: Listed = ()
+
+    def launcher(self, pool: str, workers: Workers) -> LocalLauncher:
+        """Make the launcher of a pool."""
+        return LocalLauncher(self.scratch, self.prefix, timeout=workers.timeout or START_TIMEOUT)
+
+
 class LocalWorker:
     """A nanny with its worker, in processes of their own."""
 
@@ -146,32 +166,16 @@ class LocalWorker:
         self._said = ""
         self._forwarding = asyncio.create_task(self._forward())
 
-    async def joined(self, scheduler: str, name: str) -> None:
-        """Wait until the worker has joined the scheduler.
+    async def ended(self) -> str:
+        """Wait until its nanny is no more, and say how it ended."""
+        code = await self._process.wait()
+        await asyncio.shield(self._forwarding)
+        said = next((line for line in reversed(self._said.split("\n")) if line.strip()), "nothing")
+        return f"its process ended with exit code {code}, saying: {said.strip()}"
 
-        Raises
-        ------
-        RuntimeError
-            If its process ends instead; with the last that it wrote.
-        TimeoutError
-            If it takes too long.
-        """
-        deadline = time.monotonic() + START_TIMEOUT
-        async with rpc(scheduler) as remote:
-            while True:
-                workers = (await remote.identity())["workers"].values()
-                if any(worker["name"] == name for worker in workers):
-                    return
-                if self._process.returncode is not None:
-                    await self._forwarding
-                    lines = self._said.split("\n")
-                    said = next((line for line in reversed(lines) if line.strip()), "nothing")
-                    raise RuntimeError(
-                        f"its process ended with exit code {self._process.returncode}, saying: {said.strip()}"
-                    )
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"it did not join the scheduler within {START_TIMEOUT:g} s")
-                await asyncio.sleep(0.05)
+    async def logs(self) -> str:
+        """Get the last that nanny and worker wrote to stderr, at most 4,000 characters."""
+        return self._said
 
     async def _forward(self) -> None:
         """Pass on what it writes to stderr, and keep the last of it."""

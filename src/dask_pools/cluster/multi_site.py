@@ -1,0 +1,271 @@
+"""A cluster across data centres: the scheduler here, workers at control hosts that are reached over SSH.
+
+It connects with the sites of a data-centres file, makes the certificates by which scheduler and workers trust
+each other, and starts the workers through the sites' agents. A site that fails does not stop the others.
+Whether a site is lost is decided by heartbeats between this process and the site's agent; Dask's own
+time-outs are set above an outage, so that workers that are only cut off for a while are not given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import dask
+from distributed.core import Status
+
+from dask_pools import data_centres, pins
+from dask_pools.cluster.launchers.site import AtSite
+from dask_pools.cluster.pool_cluster import PoolCluster
+from dask_pools.cluster.pool_spec import pool_specs
+from dask_pools.cluster.scheduler_process import scheduler_spec
+from dask_pools.data_centres import DataCentres
+from dask_pools.errors import DataCentresError, PoolsError, UnsupportedSettingError
+from dask_pools.sites.networks import Network, TlsNetwork
+from dask_pools.sites.site import Patience, Site
+from dask_pools.sites.ssh import ControlHost
+
+__all__ = ["MultiSiteCluster"]
+
+logger = logging.getLogger(__name__)
+
+
+class MultiSiteCluster(PoolCluster):
+    """Pools at control hosts that are reached over SSH; the scheduler runs in this process.
+
+    Every data centre that has both a ``site:`` and a ``workers:`` section becomes a pool. Where a site fails,
+    its pool has no workers and `failures` says why; the others go on.
+
+    Parameters
+    ----------
+    given : path or DataCentres
+        A data-centres file with ``network: tls``: scheduler and workers reach each other directly, and
+        everything between them is encrypted, with certificates made for this cluster.
+    host : str, optional
+        Address of this machine that the sites reach the scheduler at; by default the one from which the
+        first control host was reached.
+    patience : Patience, optional
+        How long a site may be silent before it is lost.
+    ssh_config : path, optional
+        Configuration of `ssh` to read in place of ``~/.ssh/config``.
+    dashboard_address : str or None
+        Where Dask's dashboard listens; without a host on the loopback interface. None: no dashboard.
+    asynchronous : bool
+        Whether it is used with ``async with`` and ``await``.
+    silence_logs : int or None
+        Level below which the scheduler logs nothing.
+    **kwargs
+        Further arguments of `distributed.SpecCluster`, such as `name`.
+
+    Attributes
+    ----------
+    sites : dict of str to Site
+    failures : dict of str to str
+        Why pools have fewer workers than they should, by pool.
+
+    Raises
+    ------
+    DataCentresError
+        If the file is wrong, or has no pool at a site.
+    UnsupportedSettingError
+        If what goes between the sites would not be encrypted.
+    HostKeyError, SiteError, VersionMismatchError
+        If no site at all can be reached.
+
+    Examples
+    --------
+    >>> with MultiSiteCluster("data-centres.yaml") as cluster:  # doctest: +SKIP
+    ...     client = cluster.get_client()
+    """
+
+    def __init__(
+        self,
+        given: DataCentres | str | os.PathLike[str],
+        *,
+        host: str | None = None,
+        patience: Patience | None = None,
+        ssh_config: str | os.PathLike[str] | None = None,
+        dashboard_address: str | None = ":0",
+        asynchronous: bool = False,
+        silence_logs: int | None = logging.WARNING,
+        **kwargs: Any,
+    ) -> None:
+        known = data_centres.load(given)
+        if known.network != "tls":
+            raise UnsupportedSettingError(
+                f"{known.origin} asks for `network: {known.network}`, which cannot be made yet. Where the "
+                "sites and this machine reach each other directly, set `network: tls`."
+            )
+        at_sites = _at_sites(known)
+        self._patience = patience or Patience()
+        self._network: Network = TlsNetwork(host)
+        self._connected = False
+        self._losing: set[asyncio.Future[None]] = set()
+        self.failures: dict[str, str] = {}
+        config = os.fspath(ssh_config) if ssh_config is not None else None
+        self.sites = self._sites_of(known, list(at_sites), config)
+        launchers = {name: options.at(self.sites[name]) for name, options in at_sites.items()}
+        specs = pool_specs(known, launchers)
+        self._at_start = {pool: spec.workers for pool, spec in specs.items()}
+        # Only once their sites are known to be there.
+        specs = {pool: replace(spec, workers=0) for pool, spec in specs.items()}
+        self._time_outs: Any = dask.config.set(_time_outs(self._patience))
+        try:
+            super().__init__(
+                specs,
+                scheduler=scheduler_spec("here", dashboard_address, silence_logs),
+                asynchronous=asynchronous,
+                silence_logs=silence_logs,
+                security=self._network.security,
+                **kwargs,
+            )
+        except BaseException:
+            self._put_back()
+            # Dask would leave its thread, and try to close at the end of the program what never began.
+            if not asynchronous and getattr(self, "status", None) != Status.closed:
+                self.status = Status.closed
+                self._loop_runner.stop()
+            raise
+
+    def _sites_of(self, known: DataCentres, names: list[str], config: str | None) -> dict[str, Site]:
+        cluster = uuid.uuid4().hex
+        sites = {}
+        for name in names:
+            section = known.data_centres[name].site
+            assert section is not None
+            sites[name] = site = Site(
+                name,
+                ControlHost(
+                    section.host, section.user, section.port, section.dask, section.directory, config
+                ),
+                cluster,
+                self._patience,
+                settings=_time_outs(self._patience),
+                on_lost=self._site_lost,
+            )
+            site.prepare = self._network.prepare
+        return sites
+
+    # Starting
+
+    async def _start(self) -> None:
+        first, self._connected = not self._connected, True
+        if first:
+            await self._connect()
+        await super()._start()
+        if first and self.status == Status.running:
+            for pool, count in self._at_start.items():
+                if pool not in self.failures:
+                    self._plan(pool, count)
+            await self._correct_state_and_log()
+            self.failures |= {pool: reason for pool, (_, reason) in self._failures.items()}
+
+    async def _connect(self) -> None:
+        """Connect with all sites, side by side."""
+        sites = list(self.sites.values())
+        answers = await asyncio.gather(*(site.connected() for site in sites), return_exceptions=True)
+        wrong = {
+            site.name: one for site, one in zip(sites, answers, strict=True) if isinstance(one, Exception)
+        }
+        try:
+            if len(wrong) < len(sites):
+                wrong |= await self._network.join([site for site in sites if site.name not in wrong])
+            for error in wrong.values():
+                if len(wrong) == len(sites) or not isinstance(error, PoolsError):
+                    raise error
+        except BaseException:
+            await self._leave_sites()
+            raise
+        for pool, error in wrong.items():
+            logger.warning("Site %s: %s", pool, error)
+            self.failures[pool] = str(error)
+            self._failures[pool] = (time.monotonic(), str(error))
+        self.scheduler_spec["options"] |= self._network.scheduler()
+
+    # Losing
+
+    def _site_lost(self, site: Site, reason: str) -> None:
+        losing = asyncio.ensure_future(self._lose_site(site, reason))
+        self._losing.add(losing)
+        losing.add_done_callback(self._losing.discard)
+
+    async def _lose_site(self, site: Site, reason: str) -> None:
+        """Give up the workers of a site, for which Dask itself would wait as long as an outage may last."""
+        pool = site.name
+        self.failures[pool] = reason
+        self._failures[pool] = (time.monotonic(), reason)
+        if self.status != Status.running:
+            return
+        known = (await self.scheduler_comm.identity(n_workers=-1))["workers"]
+        for address, worker in known.items():
+            if pins.resource(pool) in worker["resources"]:
+                await self.scheduler_comm.unregister(address=address, stimulus_id=f"site-lost-{uuid.uuid4()}")
+        self._plan(pool, 0)
+        await self._correct_state_and_log()
+
+    # Closing
+
+    async def _leave_sites(self) -> None:
+        await asyncio.gather(*(site.close() for site in self.sites.values()), return_exceptions=True)
+        await self._network.close()
+
+    async def _close(self) -> None:
+        try:
+            await super()._close()
+        finally:
+            await self._leave_sites()
+            self._put_back()
+
+    def _put_back(self) -> None:
+        """Put Dask's settings back, once."""
+        time_outs, self._time_outs = self._time_outs, None
+        if time_outs is not None:
+            time_outs.__exit__(None, None, None)
+
+
+def _at_sites(known: DataCentres) -> Mapping[str, AtSite]:
+    """Find the pools at sites.
+
+    Raises
+    ------
+    DataCentresError
+        If a data centre says only half of what is needed, or none says it.
+    """
+    found: dict[str, AtSite] = {}
+    for name, one in known.data_centres.items():
+        if one.workers is None:
+            continue
+        options = one.workers.options
+        if not isinstance(options, AtSite):
+            raise DataCentresError(
+                f"{known.origin}: workers of {name!r} (launcher: {one.workers.launcher}) are not started at "
+                "a control host. For a cluster across sites set `launcher: host` there."
+            )
+        if one.site is None:
+            raise DataCentresError(
+                f"{known.origin}: {name!r} does not say which its control host is. Add to it: "
+                "site: {host: NAME}"
+            )
+        found[name] = options
+    if not found:
+        raise DataCentresError(
+            f"{known.origin} has no data centre with a control host and workers. Add to one of them: "
+            "site: {host: NAME} and workers: {launcher: host}"
+        )
+    return found
+
+
+def _time_outs(patience: Patience) -> dict[str, Any]:
+    """Dask's settings that would give up a worker during an outage."""
+    limit = f"{patience.dask:g}s"
+    return {
+        "distributed.comm.timeouts.tcp": limit,
+        "distributed.comm.timeouts.connect": limit,
+        "distributed.scheduler.worker-ttl": limit,
+    }

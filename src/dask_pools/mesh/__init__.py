@@ -1,0 +1,1 @@
+"""The private WireGuard network of one cluster: its plan, and one host's part of it."""

@@ -1,0 +1,321 @@
+"""One WireGuard interface, by the commands `ip`, `wg` and, where the kernel has no WireGuard, `wireguard-go`.
+
+Secrets go to these commands on standard input only, never as arguments or in the environment. This module
+knows nothing of sites or plans.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shlex
+import socket
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv6Network
+from pathlib import Path
+from typing import IO, Literal
+
+from dask_pools.errors import MeshError
+
+__all__ = [
+    "Interface",
+    "Kind",
+    "Tunnel",
+    "free_port",
+    "make_key",
+    "public_key",
+    "resolve",
+    "run",
+    "valid_key",
+]
+
+Kind = Literal["kernel", "wireguard-go"]
+
+TUN, TUNGETFEATURES = "/dev/net/tun", 0x800454CF
+# Seconds for one command, and for wireguard-go to come up.
+PATIENCE = 30
+PACKAGES = "wireguard-tools iproute2 and, where the kernel has no WireGuard, wireguard-go"
+
+_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
+_SYSTEM = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin")
+
+
+def valid_key(key: str) -> bool:
+    """Whether this is the text of a key: 32 bytes in base 64."""
+    return _KEY.fullmatch(key) is not None
+
+
+def _environment() -> dict[str, str]:
+    """Give commands what they need and no more; an ordinary user's path may lack /usr/sbin."""
+    path = os.pathsep.join([*filter(None, [os.environ.get("PATH")]), *_SYSTEM])
+    # Nothing but errors: its log would have the addresses of peers.
+    return {"PATH": path, "LANG": "C.UTF-8", "LOG_LEVEL": "error"}
+
+
+def run(command: Sequence[str], text: str = "") -> str:
+    """Run a command to its end; what it says.
+
+    Raises
+    ------
+    MeshError
+        If it is not installed, fails, or does not end. `text` is not in the message.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            env=_environment(),
+            timeout=PATIENCE,
+            check=False,
+        )
+    except OSError:
+        raise MeshError(
+            f"`{command[0]}` is not installed on {socket.gethostname()}. The mesh needs {PACKAGES}: "
+            "apt-get install --no-install-recommends wireguard-tools iproute2 wireguard-go"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise MeshError(f"`{shlex.join(command)}` did not end within {PATIENCE} s.") from None
+    if done.returncode:
+        raise MeshError(
+            f"`{shlex.join(command)}` failed on {socket.gethostname()}: "
+            f"{done.stderr.strip() or f'status {done.returncode}'}"
+        )
+    return done.stdout
+
+
+def make_key() -> str:
+    """Make a private key."""
+    return run(["wg", "genkey"]).strip()
+
+
+def public_key(private: str) -> str:
+    """Get the public key that goes with a private one."""
+    return run(["wg", "pubkey"], private + "\n").strip()
+
+
+def free_port(wanted: int | None) -> int:
+    """Get a UDP port that nobody on this host has: the one that is wanted, or any.
+
+    Raises
+    ------
+    MeshError
+        If somebody has it.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        try:
+            one.bind(("", wanted or 0))
+        except OSError as error:
+            raise MeshError(
+                f"UDP port {wanted} of {socket.gethostname()} cannot be used: {error.strerror}. Is the mesh "
+                "of another cluster up here? State another `udp_port`, which has to be let in as well."
+            ) from None
+        return int(one.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """What the interface has to know about a peer."""
+
+    public_key: str
+    allowed: tuple[IPv6Network, ...]
+    endpoint: tuple[str, int] | None
+    """A numeric address, and a UDP port; None until the peer calls."""
+    keepalive: int
+    preshared_key: str | None = None
+
+
+class Interface:
+    """A WireGuard interface of this host.
+
+    Parameters
+    ----------
+    name : str
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.kind: Kind = "kernel"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._said: deque[str] = deque(maxlen=20)
+        # wireguard-go is to end when this process does. The system watches the *thread* that starts it, so
+        # that thread has to live as long as the interface.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix=f"dask-pools-{name}")
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is there, and somebody serves it."""
+        if self._process is not None and self._process.poll() is not None:
+            return False
+        try:
+            socket.if_nametoindex(self.name)
+        except OSError:
+            return False
+        return True
+
+    def create(self) -> None:
+        """Make it, in the kernel if that can, else with wireguard-go.
+
+        Raises
+        ------
+        MeshError
+            If neither can; the message says why, and what to do.
+        """
+        if self._process is None:
+            with suppress(MeshError):  # what a killed process has left behind
+                run(["ip", "link", "delete", "dev", self.name])
+        try:
+            run(["ip", "link", "add", "dev", self.name, "type", "wireguard"])
+        except MeshError as error:
+            self._create_in_user_space(str(error))
+        else:
+            self.kind = "kernel"
+
+    def _create_in_user_space(self, kernel: str) -> None:
+        """Let wireguard-go make it."""
+        hostname = socket.gethostname()
+        try:
+            tun = os.open(TUN, os.O_RDWR)
+            try:
+                fcntl.ioctl(tun, TUNGETFEATURES, bytes(4))
+            finally:
+                os.close(tun)
+        except OSError as error:
+            raise MeshError(
+                f"{hostname} can make no WireGuard interface. In the kernel: {kernel} In user space, with "
+                f"wireguard-go: {TUN} cannot be used ({error.strerror}). Load the kernel's module (`modprobe "
+                f"wireguard`, or `modprobe tun` for {TUN}), or, for hosts that reach each other directly, "
+                "write `network: tls` in the data-centres file."
+            ) from None
+        self.kind = "wireguard-go"
+        socket_path = Path("/run/wireguard") / f"{self.name}.sock"
+        self._process = self._starter.submit(self._start).result()
+        deadline = time.monotonic() + PATIENCE
+        while not (self.exists and socket_path.exists()):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.delete()
+                said = " ".join(line for line in self._said if line.isascii())  # not its frame of lines
+                raise MeshError(f"wireguard-go made no interface on {hostname}: {said or 'it said nothing'}.")
+            time.sleep(0.01)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._said.clear()
+        command = ["setpriv", "--pdeathsig", "TERM", "wireguard-go", "--foreground", self.name]
+        try:
+            process = subprocess.Popen(
+                command,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                # Ctrl-C is for whoever owns the mesh, who takes it down in order.
+                start_new_session=True,
+            )
+        except OSError:
+            raise MeshError(
+                f"The kernel of {socket.gethostname()} has no WireGuard, and `setpriv` (util-linux), which "
+                "wireguard-go is started with, is not installed."
+            ) from None
+        # It complains as long as there is no network; a pipe that nobody reads would stop it.
+        assert process.stderr is not None
+        reader = threading.Thread(target=self._listen, args=[process.stderr], daemon=True)
+        reader.start()
+        return process
+
+    def _listen(self, stream: IO[bytes]) -> None:
+        with stream:
+            for line in stream:
+                self._said.append(line.decode(errors="replace").strip())
+
+    def configure(self, private_key: str, port: int, tunnels: Iterable[Tunnel]) -> None:
+        """Set key, port and peers; what peers are there already keep their sessions."""
+        lines = ["[Interface]", f"PrivateKey = {private_key}", f"ListenPort = {port}"]
+        for tunnel in tunnels:
+            lines += ["[Peer]", f"PublicKey = {tunnel.public_key}"]
+            lines += [f"AllowedIPs = {', '.join(map(str, tunnel.allowed))}"]
+            lines += [f"PersistentKeepalive = {tunnel.keepalive}"]
+            if tunnel.preshared_key:
+                lines.append(f"PresharedKey = {tunnel.preshared_key}")
+            if tunnel.endpoint:
+                host, number = tunnel.endpoint
+                lines.append(
+                    f"Endpoint = [{host}]:{number}" if ":" in host else f"Endpoint = {host}:{number}"
+                )
+        run(["wg", "syncconf", self.name, "/dev/stdin"], "\n".join(lines) + "\n")
+
+    def endpoints(self) -> dict[str, tuple[str, int]]:
+        """Where each peer was heard from last, by public key."""
+        found = {}
+        for key, text in self._show("endpoints"):
+            host, _, port = text.rpartition(":")
+            if host:
+                found[key] = (host.strip("[]"), int(port))
+        return found
+
+    def handshakes(self) -> dict[str, float]:
+        """When each peer shook hands last, in seconds since 1970, by public key; 0 for never."""
+        return {key: float(text) for key, text in self._show("latest-handshakes")}
+
+    def transferred(self) -> dict[str, tuple[int, int]]:
+        """Bytes that came from and went to each peer, by public key."""
+        return {key: (int(received), int(sent)) for key, received, sent in self._show("transfer")}
+
+    def _show(self, what: str) -> list[list[str]]:
+        # Never `dump`: that would tell the private key.
+        command = ["wg", "show", self.name, what]
+        try:
+            said = run(command)
+        except MeshError:
+            time.sleep(0.1)
+            if not self.exists:  # it died just now
+                return []
+            said = run(command)
+        return [line.split("\t") for line in said.splitlines()]
+
+    def delete(self) -> None:
+        """Take it away; nothing happens if it is not there."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+            Path("/run/wireguard", f"{self.name}.sock").unlink(missing_ok=True)
+        with suppress(MeshError, OSError):
+            socket.if_nametoindex(self.name)
+            run(["ip", "link", "delete", "dev", self.name])
+
+    def close(self) -> None:
+        """Take it away for good."""
+        self.delete()
+        self._starter.shutdown()
+
+
+def resolve(host: str, what: str) -> str:
+    """Get the numeric address of a host.
+
+    Raises
+    ------
+    MeshError
+        If it has none; `what` says whose host it is.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG)
+    except OSError as error:
+        raise MeshError(
+            f"{what}: its endpoint {host!r} has no address on {socket.gethostname()}: {error.strerror}. "
+            "State `endpoint` in the data-centres file: a name or address that other sites know it by."
+        ) from None
+    return str(found[0][4][0])

@@ -1,0 +1,130 @@
+"""What the client of a cluster across sites does, in a hand at its own site; and what its files say.
+
+A hand keeps the cluster between two calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distributed import Client, Future
+
+from dask_pools.cluster.multi_site import MultiSiteCluster
+from dask_pools.errors import PoolsError
+from dask_pools.pins import resource
+from dask_pools.sites.site import Patience, Site
+from dask_pools.sites.ssh import ControlHost
+
+DATA_CENTRES = """
+network: tls
+data_centres:
+  ecmwf:
+    prefixes: [/srv/data/ecmwf/]
+    site: {host: ecmwf}
+    workers: {launcher: host, minimum: 1}
+  eumetsat:
+    prefixes: [/srv/data/eumetsat/]
+    site: {host: eumetsat, user: scientist}
+    workers: {launcher: host, minimum: 1, threads: 2}
+"""
+
+CATALOGUE = """
+metadata: {data_centres_file: data-centres.yaml}
+sources:
+  predictions: {driver: pooled_netcdf, args: {urlpath: /srv/data/ecmwf/predictions.nc}}
+  observations: {driver: pooled_netcdf, args: {urlpath: /srv/data/eumetsat/observations.nc}}
+"""
+
+kept: dict[str, Any] = {}
+
+
+def up(directory: str, text: str, lost_after: float) -> dict[str, Any]:
+    """Make the cluster that this text describes."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    path = Path(directory) / "data-centres.yaml"
+    path.write_text(text)
+    start = time.monotonic()
+    cluster = kept["cluster"] = MultiSiteCluster(path, patience=Patience(1.0, lost_after))
+    kept["client"] = cluster.get_client()
+    return {
+        "seconds": time.monotonic() - start,
+        "address": cluster.scheduler_address,
+        "pools": cluster.pools,
+        "failures": cluster.failures,
+        "agents": {name: site.welcome and site.welcome.pid for name, site in cluster.sites.items()},
+    }
+
+
+def pools() -> dict[str, list[str]]:
+    return kept["cluster"].pools
+
+
+def states() -> dict[str, str]:
+    return {name: site.state for name, site in kept["cluster"].sites.items()}
+
+
+def down() -> None:
+    """Close client and cluster, if there are any."""
+    futures: list[Future] = kept.pop("futures", [])
+    futures.clear()
+    if client := kept.pop("client", None):
+        client.close()
+    if cluster := kept.pop("cluster", None):
+        cluster.close()
+
+
+def calculate(directory: str) -> tuple[str, np.ndarray]:
+    """Do the calculation of the README, from a catalogue of data that this host does not have."""
+    import intake
+
+    path = Path(directory) / "weather.yaml"
+    path.write_text(CATALOGUE)
+    cat = intake.open_catalog(str(path))
+    assert not Path("/srv/data/ecmwf").exists()
+    difference = cat.predictions.to_dask().mean("realization").isel(height=10) - cat.observations.to_dask()
+    return cat.predictions.data_centre, difference.compute().air_temperature.values
+
+
+# Workers do not have this module: what has no name travels whole.
+_slowly = lambda number: (time.sleep(1), number)[1]  # noqa: E731
+
+
+def begin(there: str, tasks: int) -> None:
+    """Begin with tasks of a second each in a pool, whose sum is wanted in the other."""
+    client: Client = kept["client"]
+    (other,) = {"ecmwf", "eumetsat"} - {there}
+    numbers = client.map(_slowly, range(tasks), resources={resource(there): 0}, pure=False)
+    kept["futures"] = [client.submit(sum, numbers, resources={resource(other): 0}, pure=False)]
+
+
+def outcome(timeout: float) -> int:
+    """What came of it."""
+    return int(kept["futures"][0].result(timeout=timeout))
+
+
+def one_in(pool: str, timeout: float) -> str:
+    """Run something in a pool; the host that it ran on."""
+    future = kept["client"].submit(socket.gethostname, resources={resource(pool): 0}, pure=False)
+    return str(future.result(timeout=timeout))
+
+
+def trouble(**host: Any) -> tuple[str, str]:
+    """What is said where an agent cannot be started: class of the error, and its text."""
+
+    async def connect() -> tuple[str, str]:
+        site = Site("ecmwf", ControlHost(**host), "lab-trouble", Patience(1.0, 30.0))
+        try:
+            await site.connected()
+        except PoolsError as error:
+            return type(error).__name__, str(error)
+        finally:
+            await site.close()
+        return "nothing", ""
+
+    return asyncio.run(connect())
