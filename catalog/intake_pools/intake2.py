@@ -252,7 +252,6 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
         kwargs = _mapping(spec.get("kwargs"), "kwargs")
         own = _mapping(spec.get("user_parameters"), "user_parameters")
         metadata = dict(_mapping(spec.get("metadata"), "metadata"))
-        refuse_options(kwargs)
         reader = spec["reader"]
         if reader == _PIPELINE:
             return self._pipeline(kwargs, self._context(own), above, metadata)
@@ -283,6 +282,7 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
         made: list[tuple[dict[str, Any], Any]] = []
         for more in self._machines(kwargs, own, above):
             filled = self._filled(kwargs, {**self._context(own), **more.values}, above)
+            refuse_options(filled)
             positional = filled.pop("args", None) or []
             if not isinstance(positional, list | tuple):
                 raise EntryError("its args should be a list")
@@ -349,9 +349,10 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
                 "with allow_code=True"
             )
         kwargs = _mapping(spec.get("kwargs"), "kwargs")
-        refuse_options(kwargs)
         own = _mapping(spec.get("user_parameters"), "user_parameters")
+        # Options may come from parameters, so they are looked at when those are filled in.
         filled = self._filled(kwargs, {**self._defaults(own), **context}, above)
+        refuse_options(filled)
         try:
             return _DATA[kind](**filled, metadata=dict(_mapping(spec.get("metadata"), "metadata")))
         except Exception as error:  # arguments that it does not have
@@ -375,7 +376,6 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
                     f"step {number} should be a list of a function, its arguments and its options"
                 )
             options = _mapping(options, "options of a step")
-            refuse_options(options)
             if number == 0:
                 start = self._resolve(func, context, above)
                 if not isinstance(start, stock.BaseReader):
@@ -390,6 +390,7 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
                     "it with allow_code=True"
                 )
             filled = self._filled(options, context, above)
+            refuse_options(filled)
             if named[1].endswith(":Method"):
                 _check_method(filled.get("method_name"))
             made.append((_STEPS[named[1]], tuple(self._filled(list(args), context, above)), filled))

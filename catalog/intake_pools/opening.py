@@ -469,8 +469,8 @@ def _batch(
             file = stores.reopened(source)
             states.append(State(source, file.version))
             own = limits if alone else replace(limits, index=math.inf)
-            eager_data = alone and limits.data
-            datasets.append(recipes.dataset_of(file, entry, own, eager_data=eager_data, shared=shared))
+            eager = alone and limits.data
+            datasets.append(recipes.dataset_of(file, entry, own, eager_data=eager, shared=shared))
         # What a field is can be told from all files only.
         if not together or len(datasets) < 2 or entry.patterns:
             return _Batch(tuple(states), tuple(datasets))

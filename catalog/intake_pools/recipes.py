@@ -187,8 +187,6 @@ def dataset_of(
         Of files that are opened together with it.
     """
     dataset = opened.dataset
-    # Where this xarray makes indexes in any case.
-    dataset = dataset.drop_indexes([dim for dim in dataset.xindexes if dataset[dim].nbytes > limits.index])
     shared = shared or SharedIndexes()
     dims = {*dataset.sizes, entry.combining.get("concat_dim")}
     if isinstance(entry.chunks, Mapping) and (unknown := set(entry.chunks) - dims):
@@ -197,12 +195,14 @@ def dataset_of(
             f"dimensions are: {', '.join(map(str, dataset.sizes)) or 'none'}"
         )
     state = State(opened.source, opened.version)
-    indexes: dict[Hashable, Any] = dict(dataset.xindexes)
+    large = {name for name in dataset.coords if dataset.variables[name].nbytes > limits.index}
+    indexes: dict[Hashable, Any] = {
+        name: index for name, index in dataset.xindexes.items() if name not in large
+    }
     variables: dict[Hashable, xr.Variable] = {}
     for name in dataset.coords:
-        variable = dataset.variables[name]
-        if name not in indexes and variable.dims == (name,) and variable.nbytes <= limits.index:
-            variables[name], indexes[name] = shared.of(name, variable)
+        if name not in indexes and name not in large and dataset.variables[name].dims == (name,):
+            variables[name], indexes[name] = shared.of(name, dataset.variables[name])
     small = _small(dataset, indexes, limits.eager, eager_data and not entry.stays)
     for name, variable in dataset.variables.items():
         if name in indexes:

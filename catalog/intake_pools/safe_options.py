@@ -81,26 +81,39 @@ def refuse_unsafe(args: Any) -> None:
     EntryError
         That names the option.
     """
-    protocols = frozenset(_protocols(args, 0))
-    for options in _storage_options(args, 0):
-        _check(options, protocols, 0)
+    found: list[Any] = []
+    _collect(args, found, 0)
+    # Catalogues have many entries, and most have none, or plain ones such as `anon: true`.
+    found = [options for options in found if not _is_plain(options)]
+    if found:
+        protocols = frozenset(_protocols(args, 0))
+        for options in found:
+            _check(options, protocols, 0)
 
 
 _DEEPEST = 20
 
 
-def _storage_options(args: Any, depth: int) -> Iterator[Any]:
+def _is_plain(options: Any) -> bool:
+    return type(options) is dict and all(
+        name in _DATA and type(value) in (bool, int) for name, value in options.items()
+    )
+
+
+def _collect(args: Any, found: list[Any], depth: int) -> None:
+    """Add all storage options in arguments to a list."""
     if depth > _DEEPEST:
         raise EntryError("its arguments are nested deeper than any that are meant to be read")
     if isinstance(args, Mapping):
         for name, value in args.items():
             if name == "storage_options":
-                yield value
-            else:
-                yield from _storage_options(value, depth + 1)
+                found.append(value)
+            elif isinstance(value, Mapping | list | tuple):
+                _collect(value, found, depth + 1)
     elif isinstance(args, list | tuple):
         for value in args:
-            yield from _storage_options(value, depth + 1)
+            if isinstance(value, Mapping | list | tuple):
+                _collect(value, found, depth + 1)
 
 
 def _protocols(args: Any, depth: int) -> Iterator[str]:

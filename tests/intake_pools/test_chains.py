@@ -1,6 +1,5 @@
 """Chains of URLs, and the ways in which stores and files are laid out."""
 
-import logging
 import shutil
 import uuid
 import zipfile
@@ -16,18 +15,6 @@ from intake_pools import load_from_catalog
 from intake_pools.locate import locate
 
 pytestmark = pytest.mark.usefixtures("lazily")
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Repositories of Icechunk: local ones, and ones in an object store over HTTP."""
 
-import logging
 import shutil
 import uuid
 
@@ -113,18 +112,6 @@ def test_a_state_that_is_not_there_is_named_with_those_that_are(
 ):
     with pytest.raises(EntryError, match=message):
         load(f"{tmp_path}/{url}", storage_options=options)
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 def test_a_repository_in_an_object_store_as_a_catalogue_has_it(client, endpoint, tmp_path):

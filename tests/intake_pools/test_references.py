@@ -1,7 +1,6 @@
 """References (kerchunk's) to pieces of other files: chunks come from there, or there is an error."""
 
 import json
-import logging
 import os
 import shutil
 import uuid
@@ -138,18 +137,6 @@ def test_an_absent_reference_is_a_fill_value(client, at_home, field):
     ds = load(f"reference::{at_home}/a.json", rules(ecmwf=[str(at_home)]))
     assert np.isnan(ds["t"][2:4].compute()).all()
     xr.testing.assert_identical(ds["t"][4:].compute(), field["t"][4:])
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture

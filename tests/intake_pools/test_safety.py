@@ -382,6 +382,20 @@ def test_storage_options_that_do_more_than_read_are_refused(attack, made, versio
     assert not attack.worked
 
 
+@pytest.mark.parametrize("options", ["'{p}'", "{token: '{p}'}", "{s3: '{p}'}"])
+def test_storage_options_are_looked_at_when_parameters_are_filled_in(attack, options):
+    value = "/etc/key.json" if "token" in options else "{proxy_command: touch @FLAG@}"
+    text = (
+        f"version: 2\naliases: {{a: r}}\ndata: {{d: {{datatype: 'intake.readers.datatypes:Zarr', "
+        f"user_parameters: {{p: {{default: {value}}}}}, "
+        f"kwargs: {{url: 's3://b/a', storage_options: {options}}}}}}}\n"
+        "entries: {r: {reader: 'intake.readers.readers:XArrayDatasetReader', "
+        "kwargs: {args: ['{data(d)}']}}}\n"
+    )
+    with pytest.raises(EntryError, match=r"its storage option '(token|proxy_command)'"):
+        open_catalog(attack.write(text), data_centres=RULES)["a"]
+
+
 HARMLESS = [
     ("s3://b/a.zarr", "{anon: true, client_kwargs: {endpoint_url: 'https://x.org', verify: false}}"),
     (
