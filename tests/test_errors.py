@@ -30,7 +30,7 @@ from dask_pools.cluster import multi_site
 from dask_pools.cluster.pool_spec import pool_specs
 from dask_pools.sites import addresses
 from errors_table import ROOT, TABLE, Row, messages, rows
-from intake_pools import load_from_catalog, open_catalog, references, stores, writing
+from intake_pools import icechunk_stores, load_from_catalog, open_catalog, references, stores, writing
 from intake_pools.drivers import PooledNetCDFSource
 from intake_pools.entries import entry_of
 from intake_pools.locate import locate
@@ -70,6 +70,18 @@ ELSEWHERE = {
     "test_a_server_that_sends_no_parts_is_named_with_the_way_out_which_works",
     "{number} bytes came for": f"{_TESTS}web.py::"
     "test_a_server_that_sends_no_parts_is_named_with_the_way_out_which_works",
+    "How much this would move": "tests/dask_pools/test_explain.py::"
+    "test_results_of_unknown_size_are_told_and_refused_under_a_budget",
+    "the scheduler at {address} would": "tests/dask_pools/test_launchers.py::"
+    "test_a_scheduler_that_speaks_plainly_to_other_machines_is_refused",
+    "{url} does not match the pattern": f"{_TESTS}patterns.py::"
+    "test_a_pattern_for_files_that_are_listed_and_braces_that_are_braces",
+    "{url} has no {kind} {name}": f"{_TESTS}icechunk.py::"
+    "test_a_state_that_is_not_there_is_named_with_those_that_are",
+    "{url} is asked for by": f"{_TESTS}icechunk.py::"
+    "test_a_state_that_is_not_there_is_named_with_those_that_are",
+    "{url} has more after": f"{_TESTS}icechunk.py::"
+    "test_a_state_that_is_not_there_is_named_with_those_that_are",
     "Dask's setting `{name}`": "tests/dask_pools/test_pins.py::"
     "test_another_optimiser_that_would_drop_pins_is_refused_by_name",
     "The client has intake-pools": "tests/dask_pools/test_scheduler.py::"
@@ -185,7 +197,7 @@ ENTRIES = [
     f"{{driver: netcdf, args: {{urlpath: 's3://a/b', xarray_kwargs: {'{a: ' * 25}{{}}{'}' * 25}}}}}",
     "{driver: netcdf, args: {5: a}}",
     "{driver: yaml_file_cat, args: {path: 5}}",
-    "{driver: netcdf, args: {urlpath: '/data/{year}.nc'}}",
+    "{driver: netcdf, args: {urlpath: /data/a, path_as_pattern: 5}}",
     "{driver: netcdf, args: {urlpath: '{{ M }}/{{ N }}'}, parameters: {N: {default: env(HOME)}}}",
     "{driver: netcdf, args: {urlpath: '{{ M }}/a', data_centre: there}}",
     "{driver: netcdf, args: {urlpath: /data/a}, parameters: [a]}",
@@ -267,6 +279,10 @@ SAID: list[dict[str, Any]] = [
     {"urlpath": "/data/a", "residency": "go"},
     {"urlpath": "/data/a", "chunks": "a"},
     {"urlpath": "/data/a", "chunks": {"x": 1.5}},
+    {"urlpath": "/data/a", "path_as_pattern": "/data/a"},
+    {"urlpath": "/data/*{year}.nc", "path_as_pattern": True},
+    {"urlpath": ["/data/a|icechunk://branch.x", "/data/b|icechunk://tag.y"]},
+    {"urlpath": "/data/a|icechunk://branch.x", "storage_options": {"branch": "x"}},
     {"urlpath": "/other/a"},
     {"urlpath": "a.nc"},
     {"urlpath": "/data/a", "data_centre": "there"},
@@ -381,11 +397,16 @@ def of_clusters() -> Iterator[Callable[[], Any]]:
     yield lambda: multi_site._at_sites(rules())
     yield lambda: multi_site._at_sites(rules(workers={"launcher": "local"}))
     yield lambda: multi_site._at_sites(rules(workers={"launcher": "host"}))
-    yield lambda: multi_site.MultiSiteCluster(rules(site={"host": "h"}, workers={"launcher": "host"}))
     yield lambda: data_centres.merge(
         [rules(workers={"launcher": "local"}), rules(workers={"launcher": "local", "threads": 2})]
     )
     yield lambda: addresses.check_scheduler("tcp://192.0.2.1:8786")
+
+
+def not_installed() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(icechunk_stores, "find_spec", lambda name: None)
+        icechunk_stores.snapshot_of("/data/a", {})
 
 
 def of_data(directory: Path, dataset: xr.Dataset) -> Iterator[Callable[[], Any]]:
@@ -406,6 +427,8 @@ def of_data(directory: Path, dataset: xr.Dataset) -> Iterator[Callable[[], Any]]
     yield lambda: load(directory / "errors.nc", xarray_kwargs={"none": 1})
     yield lambda: load(directory / "errors.nc", chunks={"none": 1})
     yield lambda: load(directory / "errors.nc", xarray_kwargs={"combine": "none"})
+    yield lambda: icechunk_stores.snapshot_of("https://127.0.0.1:9/a", {})
+    yield not_installed
     tree = partial(entry_of, data_centre="ecmwf")
     yield lambda: open_tree(tree([str(directory / "errors.nc"), "/b"]))
     yield lambda: open_tree(tree(str(directory / "none.nc")))

@@ -83,13 +83,13 @@ def snapshot_of(url: str, storage_options: Mapping[str, Any]) -> str:
     FileNotFoundError
         If there is no repository.
     """
-    import icechunk
-
     said = {name: storage_options[name] for name in REFERENCES if storage_options.get(name) is not None}
     if len(said) > 1:
         raise EntryError(f"{public_url(url)} is asked for by {' and '.join(said)}; one of them would do")
     kind, name = next(iter(said.items()), ("branch", "main"))
     repository = _repository(url, storage_options)
+    import icechunk
+
     try:
         match kind:
             case "branch":
