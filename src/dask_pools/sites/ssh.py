@@ -156,7 +156,8 @@ async def connect(
 
 
 def _options(to: ControlHost, keepalive: float, timeout: float) -> Any:
-    given: dict[str, Any] = {"host": to.host}
+    # Without paths ~/.ssh/config is read; left out, none would be.
+    given: dict[str, Any] = {"host": to.host, "config": ()}
     if to.user is not None:
         given["username"] = to.user
     if to.port is not None:
