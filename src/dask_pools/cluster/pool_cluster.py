@@ -589,6 +589,8 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         """Follow workers that come and go; in place of SpecCluster's own, which brings back all at once."""
         name = self.scheduler_info["workers"][msg]["name"] if op == "remove" else None
         Cluster._update_worker_status(self, op, msg)
+        for joined in self.observed & set(self.workers):
+            self._note_joined(self.workers[joined])
         if name in self.workers and name not in self._leaving and name not in self._retiring:
             worker = self.workers[name]
             # A nanny may bring it back.
@@ -637,10 +639,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             standing = self._standings[worker.pool]
             if name in observed:
                 standing.seconds += passed
-                if not worker.joined:
-                    worker.joined = now
-                    standing.proven = True
-                    self._tell("joined", worker.pool, worker=name, seconds=round(now - worker.asked, 1))
+                self._note_joined(worker)
             elif (
                 not worker.joined
                 and worker.timeout is not None
@@ -657,6 +656,14 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                 standing.reason = f"its {spec.max_hours:g} hours of workers are used up (max_hours)"
                 self._tell("given up", pool, why=standing.reason)
                 self._plan(pool, 0)
+
+    def _note_joined(self, worker: PoolWorker) -> None:
+        """Note that a worker has joined, the first time: its pool is one whose workers do start."""
+        if not worker.joined:
+            worker.joined = time.monotonic()
+            self._standings[worker.pool].proven = True
+            seconds = round(worker.joined - worker.asked, 1)
+            self._tell("joined", worker.pool, worker=worker.name, seconds=seconds)
 
     def _tell(self, action: str, pool: str, **details: Any) -> None:
         """Have the scheduler log an event with the next report."""
