@@ -395,7 +395,7 @@ def test_partial_results_of_several_elements_are_as_large_as_told(reduce):
         assert nbytes == arrays_in(result), key
 
 
-def test_what_is_sent_names_its_optimiser_and_takes_annotations(client, pools, monkeypatch):
+def test_what_is_sent_names_its_optimiser_and_takes_annotations(pools, monkeypatch):
     seen = []
 
     def annotations_for(expression):
@@ -406,13 +406,15 @@ def test_what_is_sent_names_its_optimiser_and_takes_annotations(client, pools, m
     monkeypatch.setattr(Client, "_graph_to_futures", getattr(send, "unannotated", send))
     internals.annotate_what_is_sent(annotations_for)
     internals.annotate_what_is_sent(annotations_for)
-    sent = [
-        client.persist(da.ones(4, chunks=2).sum()),
-        client.compute(da.zeros(4, chunks=2).sum(), optimize_graph=False),
-        client.submit(abs, -1, pure=False),
-    ]
-    wait(sent)
-    told = [pools.scheduler.tasks[futures_of(one)[0].key].annotations["told"] for one in sent]
+    # One that has not been connected: those send in a way of their own.
+    with Client(pools, set_as_default=False) as client, client.as_current():
+        sent = [
+            client.persist(da.ones(4, chunks=2).sum()),
+            client.compute(da.zeros(4, chunks=2).sum(), optimize_graph=False),
+            client.submit(abs, -1, pure=False),
+        ]
+        wait(sent)
+        told = [pools.scheduler.tasks[futures_of(one)[0].key].annotations["told"] for one in sent]
     assert told == [1, 2, 3]
     assert [[bool(optimizer) for optimizer in of] for of in seen] == [[True], [False], [False]]
 
