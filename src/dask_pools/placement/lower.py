@@ -446,8 +446,10 @@ def _homes(
     for sources in dependencies.values():
         for source in sources:
             readers[source] = readers.get(source, 0) + 1
+    # Of a partial mean, its number and its total, only one counts here: the next step in the same pool makes
+    # less of both, and a layer that stays with the one it reads is fused with it.
     nbytes = {
-        name: math.prod(sum(along) for along in chunks) * itemsize
+        name: math.prod(sum(along) for along in chunks) * itemsize / dask_internals.arrays_of_partial(name)
         for name, (chunks, itemsize) in read.sizes.items()
     }
     for name in TopologicalSorter(dependencies).static_order():
