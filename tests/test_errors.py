@@ -94,6 +94,7 @@ ELSEWHERE = {
     "The replicas of {name} differ": f"{_TESTS}places.py::test_replicas_that_differ_are_an_error",
     "The parts of {name} in": f"{_TESTS}places.py::test_parts_that_do_not_fit_are_an_error_with_their_places",
     "to_netcdf cannot write": f"{_TESTS}writing.py::test_netcdf_into_an_object_store_is_refused",
+    "return_stored=True would": f"{_TESTS}writing.py::test_what_is_stored_is_not_returned",
     "engine='scipy' cannot": f"{_TESTS}writing.py::test_netcdf_by_scipy_is_refused",
     "A DataTree cannot be written": f"{_TESTS}writing.py::"
     "test_a_tree_is_refused_and_the_way_to_write_it_works",
@@ -465,14 +466,6 @@ def of_data(directory: Path, dataset: xr.Dataset) -> Iterator[Callable[[], Any]]
 
     yield dies
     x = load(directory / "errors.nc", chunks={"x": 1})["v"].data
-
-    def stored() -> None:
-        with dask.config.set(
-            {"pools.data-centres": {"data_centres": {"ecmwf": {"prefixes": [f"{directory}/"]}}}}
-        ):
-            x.to_zarr(str(directory / "stored.zarr"), return_stored=True)
-
-    yield stored
 
     class Other:
         datastore = object()

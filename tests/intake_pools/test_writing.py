@@ -334,6 +334,12 @@ def test_several_files_are_written_where_each_lives(pinned, forecast, ecmwf, eum
             np.testing.assert_array_equal(written["t"], forecast["t"].isel(time=part))
 
 
+def test_what_is_stored_is_not_returned(pinned, ecmwf, named):
+    with pytest.raises(NotImplementedError, match="return_stored=True would read"):
+        pinned["t"].data.to_zarr(str(ecmwf / named), return_stored=True)
+    assert not (ecmwf / named).exists()
+
+
 def test_netcdf_into_an_object_store_is_refused(pinned, ecmwf):
     with dask_pools.pool("ecmwf"), pytest.raises(ValueError, match="Use to_zarr"):
         pinned.to_netcdf("s3://ecmwf-x/a.nc")
