@@ -60,7 +60,6 @@ __all__ = [
     "TaskRef",
     "TaskState",
     "WorkerState",
-    "annotate_what_is_sent",
     "convert_legacy_graph",
     "fail_unsent",
     "fuse_linear_task_spec",
@@ -413,21 +412,23 @@ def optimizers_of(expression: Any) -> list[Any]:
     return [part.low_level_optimizer if isinstance(part, HLGExpr) else None for part in parts]
 
 
-def annotate_what_is_sent(annotations_for: Callable[[Any], Mapping[str, Any]]) -> None:
-    """Have every task of what clients send from now on get the annotations that its expression is given.
+def before_sending(call: Callable[[Client, Any], Mapping[str, Any]]) -> None:
+    """Have `call` called with a client and the expression that it is about to send, for all clients.
+
+    All tasks of the expression get the annotations that `call` returns. What it raises reaches whoever
+    computes, and nothing is sent. Another `call` takes the place of the one before.
 
     Assumes that everything is sent by ``Client._graph_to_futures(expr, …)``, which adds what
-    `dask.get_annotations` says at that moment. Repeated calls do nothing.
+    `dask.get_annotations` says at that moment. Nothing public is called between the making of a graph and
+    its being sent.
     """
-    send = Client._graph_to_futures
-    if hasattr(send, "unannotated"):
-        return
+    send = getattr(Client._graph_to_futures, "original", Client._graph_to_futures)
 
     def _graph_to_futures(self: Any, expr: Any, *args: Any, **kwargs: Any) -> Any:
-        with dask.annotate(**annotations_for(expr)):
+        with dask.annotate(**call(self, expr)):
             return send(self, expr, *args, **kwargs)
 
-    _graph_to_futures.unannotated = send  # type: ignore[attr-defined]
+    _graph_to_futures.original = send  # type: ignore[attr-defined]
     Client._graph_to_futures = _graph_to_futures
 
 
@@ -545,24 +546,3 @@ def layers_to_send(expression: object) -> list[tuple[str, Mapping[Key, Any]]]:
     parts = list(expression.operands) if several else [expression]  # type: ignore[attr-defined]
     graphs = [part.hlg for part in parts if isinstance(part, HLGExpr)]
     return [layer for graph in graphs for layer in graph.layers.items()]
-
-
-def before_sending(client: Client, call: Callable[[object], None]) -> None:
-    """Have `call` called with each expression that a client is about to send, where it does so.
-
-    What `call` raises reaches whoever computes, and nothing is sent.
-
-    Notes
-    -----
-    Assumes that whatever a client computes goes through ``Client._graph_to_futures(expr, …)``. Nothing
-    public is called between the making of a graph and its being sent.
-    """
-    if "_graph_to_futures" in vars(client):
-        return
-    send = client._graph_to_futures
-
-    def _graph_to_futures(*args: Any, **kwargs: Any) -> Any:
-        call(args[0] if args else kwargs["expr"])
-        return send(*args, **kwargs)
-
-    client._graph_to_futures = _graph_to_futures

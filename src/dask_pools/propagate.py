@@ -195,9 +195,16 @@ def computing_client() -> Client | None:
 _OPTIMIZERS = {setting: PlacingOptimizer(setting) for setting in _KINDS}
 
 
-def _budget_to_send(expression: Any) -> dict[str, int]:
-    """Annotation with the budget, for what will not be placed, and so not be held to it there."""
-    limit = transfer_budget() if propagating() else None
+def _before_sending(client: Client, expression: Any) -> dict[str, int]:
+    """Ask for the pools that a graph needs; annotate it with the budget if it will not be placed.
+
+    What is placed is held to the budget there.
+    """
+    if not propagating():
+        return {}
+    if client in _connected:
+        provision.ensure_workers_for(client, expression)
+    limit = transfer_budget()
     if limit is None:
         return {}
     optimizers = dask_internals.optimizers_of(expression)
@@ -219,7 +226,7 @@ def propagate_pools() -> AbstractContextManager[Any]:
     if not propagating():
         return nullcontext()
     check_settings()
-    dask_internals.annotate_what_is_sent(_budget_to_send)
+    dask_internals.before_sending(_before_sending)
     # Whoever switched a kind of optimisation off (False) keeps it off: unfused layers keep their pins.
     on = {key: ours for key, ours in _OPTIMIZERS.items() if dask.config.get(key, ours)}
     switched: AbstractContextManager[Any] = dask.config.set(on)
@@ -331,5 +338,4 @@ async def connect_async(client: Client) -> None:
     if found:
         raise VersionMismatchError(found, own)
     await client.run_on_scheduler(scheduler.install_here)
-    provision.watch(client)
     _connected[client] = client.scheduler.address

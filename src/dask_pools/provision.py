@@ -23,7 +23,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from dask_pools import config, dask_internals, pins
 from dask_pools.errors import MixedPoolsError, PoolUnavailableError
 
-__all__ = ["ensure_workers", "ensure_workers_async", "watch"]
+__all__ = ["ensure_workers", "ensure_workers_async", "ensure_workers_for"]
 
 POLL = 0.2
 """Seconds between two looks at pools that are being waited for."""
@@ -94,16 +94,10 @@ async def ensure_workers_async(
         await asyncio.sleep(POLL)
 
 
-def watch(client: Client) -> None:
-    """Have a client make sure, before it sends a graph, that the pools of its pins have workers."""
-
-    def before(expression: object) -> None:
-        if client.asynchronous or not config.propagating():
-            return
-        if pools := _pools_of(expression):
-            ensure_workers(client, *sorted(pools))
-
-    dask_internals.before_sending(client, before)
+def ensure_workers_for(client: Client, expression: object) -> None:
+    """Make sure, before a client sends a graph, that the pools of its pins have workers."""
+    if not client.asynchronous and (pools := _pools_of(expression)):
+        ensure_workers(client, *sorted(pools))
 
 
 def _pools_of(expression: object) -> set[str]:

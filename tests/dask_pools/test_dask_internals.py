@@ -398,15 +398,13 @@ def test_partial_results_of_several_elements_are_as_large_as_told(reduce):
 def test_what_is_sent_names_its_optimiser_and_takes_annotations(pools, monkeypatch):
     seen = []
 
-    def annotations_for(expression):
+    def annotations_for(_, expression):
         seen.append(internals.optimizers_of(expression))
         return {"told": len(seen)}
 
-    send = Client._graph_to_futures
-    monkeypatch.setattr(Client, "_graph_to_futures", getattr(send, "unannotated", send))
-    internals.annotate_what_is_sent(annotations_for)
-    internals.annotate_what_is_sent(annotations_for)
-    # One that has not been connected: those send in a way of their own.
+    monkeypatch.setattr(Client, "_graph_to_futures", Client._graph_to_futures)
+    internals.before_sending(annotations_for)
+    internals.before_sending(annotations_for)
     with Client(pools, set_as_default=False) as client, client.as_current():
         sent = [
             client.persist(da.ones(4, chunks=2).sum()),
@@ -437,10 +435,11 @@ def test_a_task_that_was_not_sent_can_be_failed_without_its_inputs(client, waits
     assert str(task.exception()) == "refused"
 
 
-def test_all_that_a_client_sends_can_be_seen_beforehand_and_refused(pools):
+def test_all_that_a_client_sends_can_be_seen_beforehand_and_refused(pools, monkeypatch):
+    monkeypatch.setattr(Client, "_graph_to_futures", Client._graph_to_futures)
     with Client(pools, set_as_default=False) as client:
         seen = []
-        internals.before_sending(client, seen.append)
+        internals.before_sending(lambda _, expression: seen.append(expression) or {})
         x = da.ones(4, chunks=2, name="seen-beforehand")
         client.compute(x.sum()).result()
         client.persist(x)
@@ -453,10 +452,10 @@ def test_all_that_a_client_sends_can_be_seen_beforehand_and_refused(pools):
         assert all(internals.layers_to_send(one) == [] for one in seen[2:4])
     with Client(pools, set_as_default=False) as client:
 
-        def refuse(_):
+        def refuse(*_):
             raise LookupError("refused")
 
-        internals.before_sending(client, refuse)
+        internals.before_sending(refuse)
         with pytest.raises(LookupError):
             client.compute(x)
         assert not client.futures
