@@ -28,7 +28,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/dask pools demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest --ignore=tests/lab $(TEST_ARGS)
+	$(BIN)/pytest --ignore=tests/lab --numprocesses 2 --dist loadfile $(TEST_ARGS)
 
 # Status 5 is pytest's "no tests were collected".
 test-lab: $(VENV)/.installed-dev
