@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dask_pools.cluster.local_pools import LocalPools
     from dask_pools.cluster.multi_site import MultiSiteCluster
+    from dask_pools.cluster.orphans import adopt
     from dask_pools.cluster.pool_cluster import PoolCluster
     from dask_pools.cluster.pool_spec import PoolSpec, pool_specs
 
-__all__ = ["LocalPools", "MultiSiteCluster", "PoolCluster", "PoolSpec", "pool_specs"]
+__all__ = ["LocalPools", "MultiSiteCluster", "PoolCluster", "PoolSpec", "adopt", "pool_specs"]
 
 _ROOM = {
     "LocalPools": "local_pools",
     "MultiSiteCluster": "multi_site",
     "PoolCluster": "pool_cluster",
     "PoolSpec": "pool_spec",
+    "adopt": "orphans",
     "pool_specs": "pool_spec",
 }
 
