@@ -145,6 +145,16 @@ def with_pool(annotations: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {**annotations, "resources": {**annotations.get("resources", {}), resource(name): 0}}
 
 
+class Placement(dict[str, float]):
+    """What a placed task requires: nothing that its name or its inputs tell has to be looked at again."""
+
+
+def placed(annotations: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """`with_pool` for tasks that have been placed, which the scheduler takes as they are."""
+    annotations = with_pool(annotations, name)
+    return {**annotations, "resources": Placement(annotations["resources"])}
+
+
 def current_pool() -> str | None:
     """Name of the pool whose `pool()` block this is, or None."""
     return _current.get()

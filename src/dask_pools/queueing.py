@@ -16,7 +16,7 @@ import heapq
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -76,26 +76,28 @@ class RootQueue:
         self._blocks: dict[tuple[str, str], _Block] = {}
         self._filling = False
 
-    def hold(self, tasks: Iterable[TaskState]) -> None:
+    def hold(self, arrived: Iterable[Sequence[TaskState]]) -> None:
         """Hold back those of some new tasks that are roots, before any of them is sent.
 
         What a root is follows Dask (`distributed.scheduler.SchedulerState.is_rootish`): one of a group of
         tasks that is more than twice as large as there are threads, here of its pool, and reads little.
+
+        Parameters
+        ----------
+        arrived : iterable of sequences of TaskState
+            In each those of one group that require the same.
         """
         threads: dict[str, int] = {}
-        large: dict[tuple[str, str], bool] = {}
-        for task in tasks:
-            pool = pins.pool_of_resources(task.resource_restrictions)
-            if pool is None or not dask_internals.may_be_queued(task):
+        for tasks in arrived:
+            pool = pins.pool_of_resources(tasks[0].resource_restrictions)
+            if pool is None:
                 continue
             if pool not in threads:
                 threads[pool] = self._threads(pool)
-            group = (task.group_key, pool)
-            if group not in large:
-                large[group] = dask_internals.is_group_of_roots(self._scheduler, task.group, threads[pool])
-            if large[group]:
-                self._roots[task.key] = pool
-                self._mark(task)
+            if dask_internals.is_group_of_roots(self._scheduler, tasks[0].group, threads[pool]):
+                for task in filter(dask_internals.may_be_queued, tasks):
+                    self._roots[task.key] = pool
+                    self._mark(task)
 
     def transition(self, key: Key, start: str, finish: str) -> None:
         """Follow what happens to tasks; to be called for every transition."""

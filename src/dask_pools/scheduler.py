@@ -384,19 +384,18 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         barriers: list[TaskState] = []
         for key in tasks:
             task = scheduler.tasks.get(key)
-            if (
-                task is None
-                or task.state != "released"
-                or pins.ANYWHERE.items() <= (task.annotations or {}).items()
-            ):
+            if task is None or task.state != "released":
                 continue
-            required = pins.pool_of_resources(task.resource_restrictions)
+            if type(task.resource_restrictions) is pins.Placement:
+                pinned.append(task)
+            elif pins.runs_anywhere(task.annotations):
+                continue
             # The name says where the data lives; a requirement may be that of an ambient pool() block.
-            if named := pins.pools_of_task(key, task.run_spec):
-                if named != {required}:
+            elif named := pins.pools_of_task(key, task.run_spec):
+                if named != {pins.pool_of_resources(task.resource_restrictions)}:
                     self._pin(task, named)
                 pinned.append(task)
-            elif required:
+            elif pins.pool_of_resources(task.resource_restrictions):
                 pinned.append(task)
             else:
                 free[key] = task
@@ -408,27 +407,25 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             self._barriers.add(barrier.key)
             self._keep_in_pool(barrier)
         arrived = (*pinned, *free.values())
-        if not budget.refuse(scheduler, keys, arrived):
-            self._queue.hold(arrived)
-            self._foresee(arrived)
+        if budget.refuse(scheduler, keys, arrived):
+            return
+        # There may be a million tasks, of few groups, which mostly require the same.
+        alike: dict[tuple[str, ...], list[TaskState]] = {}
+        for task in arrived:
+            alike.setdefault((task.group_key, *(task.resource_restrictions or ())), []).append(task)
+        self._foresee(several[0] for several in alike.values())
+        self._queue.hold(alike.values())
 
     def _foresee(self, tasks: Iterable[TaskState]) -> None:
-        """Ask for all the pools that new tasks need, before any of them is sent."""
-        lacking: dict[str, bool] = {}
-        # There may be a million tasks, of few groups, which mostly share what they require.
-        seen: set[tuple[str, int]] = set()
+        """Ask for all the pools that new tasks need, of which these are samples, before any is sent."""
+        needed = set()
         for task in tasks:
-            like = (task.group_key, id(task.resource_restrictions))
-            if like in seen:
-                continue
-            seen.add(like)
             for pool in pins.pools_of_resources(task.resource_restrictions):
                 self._gauge.expect(task, pool)
-                if pool not in lacking:
-                    lacking[pool] = not self._workers_of(pool)
+                needed.add(pool)
         supplies = self._supplies()
-        for pool in lacking:
-            if lacking[pool] and pool in supplies:
+        for pool in needed:
+            if pool in supplies and not self._workers_of(pool):
                 self._missing.setdefault(pool, _Missing(monotonic()))
                 self._news.set()
 

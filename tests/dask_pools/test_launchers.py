@@ -192,6 +192,44 @@ def test_a_wrong_template_is_named_when_the_file_is_read(said: str, message: str
         parse(text, "f.yaml")
 
 
+# docker; its real daemon is in tests/lab/
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("threads: 2", r"key 'data_centres.a.workers.docker' is missing"),
+        ("docker: {}", r"key 'data_centres.a.workers.docker.image' is missing"),
+        ("docker: {image: i, data: [data/x]}", r"docker.data: 'data/x' is no directory to mount; write"),
+        ("docker: {image: i, data: [/]}", r"docker.data: '/' is no directory to mount"),
+        ("docker: {image: i, writable: ['/a:/b:ro']}", r"writable: '/a:/b:ro' is no directory to mount"),
+        ("docker: {image: i, data: [/a/../b]}", r"'/a/../b' is no directory to mount"),
+        ("docker: {image: i, data: [/a, '/b:/c'], writable: ['/d:/c/']}", r"line 5: .*/c is mounted twice"),
+        ("docker: {image: i, daemon: 'tcp://h:2375'}", r"docker.daemon: 'tcp://h:2375' is not the socket of"),
+        ("docker: {image: i}\n      directory: data", r"line 6: .*directory: 'data' has to be an absolute"),
+    ],
+)  # fmt: skip
+def test_what_docker_cannot_do_is_said_when_the_file_is_read(said: str, message: str) -> None:
+    text = f"data_centres:\n  a:\n    workers:\n      launcher: docker\n      {said}"
+    with pytest.raises(DataCentresError, match=message):
+        parse(text, "f.yaml")
+
+
+def test_without_dockers_sdk_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "docker", None)
+    with pytest.raises(
+        ImportError, match=r"'ecmwf' are Docker containers.*pip install 'intake-pools\[docker\]'"
+    ):
+        pool_specs(parse(shown("docker"), "docker.md"))
+
+
+def test_another_machines_daemon_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://10.0.0.1:2375")
+    spec = pool_specs(parse(shown("docker"), "docker.md"))["ecmwf"]
+    with pytest.raises(RuntimeError, match=r"DOCKER_HOST=tcp://10.0.0.1:2375, but only one on this machine"):
+        asyncio.run(spec.launcher.launch("tcp://127.0.0.1:1", "ecmwf-0", spec.worker))
+
+
 # Batch systems: the scripts of their jobs. Slurm's real daemons are in tests/lab/.
 
 SCRIPTS = {
@@ -263,7 +301,7 @@ def test_a_command_gets_the_same_files() -> None:
         assert tls_options("tcp://127.0.0.1:8786") == []
 
 
-@pytest.mark.parametrize("page", ["slurm", "command"])
+@pytest.mark.parametrize("page", ["slurm", "command", "docker"])
 @pytest.mark.parametrize(
     "scheduler", ["tcp://10.0.0.1:8786", "tcp://[2001:db8::1]:8786", "tcp://login1:8786"]
 )

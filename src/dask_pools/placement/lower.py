@@ -12,7 +12,7 @@ import gc
 import logging
 import math
 import uuid
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -127,6 +127,16 @@ class Placed:
     unknown: frozenset[int] = frozenset()
     """Tasks of whose results nothing tells the size; they count `UNKNOWN_NBYTES`."""
 
+    def edges(self) -> set[Key]:
+        """Keys of the results that tasks of another pool read."""
+        pools = self.pools
+        return {
+            self.keys[source]
+            for task, inputs in enumerate(self.model.inputs)
+            for source in inputs
+            if pools[source] != pools[task]
+        }
+
     def crossing(self) -> tuple[int, int]:
         """Bytes that cross, each result once for each other pool that reads it; and how many are unknown."""
         found = list(crossings(self.model, self.pools))
@@ -157,7 +167,7 @@ def plan(layers: Layers, keys: Any, kind: Kind, costs: Costs | None = None) -> P
     wanted = _wanted(keys)
     with _uncollected():
         tasks, marks = _materialise(layers, wanted, kind)
-        return _placed(tasks, marks, wanted, _pinned(tasks, marks, layers), layers, costs)
+        return _placed(tasks, marks, wanted, layers, costs)
 
 
 def place(
@@ -220,31 +230,43 @@ def _optimised(
     check: Callable[[Placed], None] | None,
 ) -> HighLevelGraph:
     tasks, marks = _materialise(layers, wanted, kind)
-    pools = _pinned(tasks, marks, layers)
+    kinds = {id(mark): mark for mark in marks}.values()
     sizes: Mapping[Key, float] = {}
     workers = _threads_of_workers(frozenset().union(*layers.pools.values()))
     shared = {pool for pool, threads in workers.items() if len(threads) > 1}
+    pools: dict[Key, str | None]
     if (
         check is not None
-        or any(key not in pools and marks[key].pools for key in tasks)
-        or (len(set(pools.values())) > 1 and any(pins.stays(key) for key in tasks))
+        or any(mark.pools and mark.home is None for mark in kinds)
+        or (len({mark.home for mark in kinds}) > 1 and any(pins.stays(key) for key in tasks))
     ):
         # Only here does a layer hold tasks of several pools, so only here are single tasks looked at.
-        placed = _placed(tasks, marks, wanted, pools, layers, costs)
+        placed = _placed(tasks, marks, wanted, layers, costs)
         if check is not None:
             check(placed)
-        names = placed.model.pools
-        for key, pool in zip(placed.keys, placed.pools, strict=True):
-            if pool != FREE and key in tasks:
-                pools[key] = names[pool]
+        names = [*placed.model.pools, None]  # FREE, which is -1, is the last of them
+        pools = dict(zip(placed.keys, [names[pool] for pool in placed.pools], strict=True))
+        edges = placed.edges()
         if shared:
             sizes = _sizes_that_cross(placed)
         del placed
-    annotations = {
-        key: others for key in tasks if (others := layers.annotations.get(key) or marks[key].annotations)
-    }
+    else:
+        pools = {key: layers.pins.get(key) or mark.home for key, mark in zip(tasks, marks, strict=True)}
+        edges = {
+            source
+            for key, task in tasks.items()
+            for source in task.dependencies
+            if pools.get(source) != pools[key]
+        }
+    annotations: dict[Key, dict[str, Any]] = {}
+    if layers.annotations or any(mark.annotations for mark in kinds):
+        annotations = {
+            key: others
+            for key, mark in zip(tasks, marks, strict=True)
+            if (others := layers.annotations.get(key) or mark.annotations)
+        }
     if kind.linear():
-        tasks = _fuse_chains(tasks, wanted, pools, annotations)
+        tasks = _fuse_chains(tasks, wanted | edges, pools, annotations)
     tasks = kind.finish(tasks)
     if shared:
         _fetch_once(tasks, pools, shared, sizes, layers)
@@ -490,14 +512,15 @@ def _homes(
     return homes
 
 
-def _materialise(layers: Layers, wanted: set[Key], kind: Kind) -> tuple[Graph, dict[Key, _Mark]]:
+def _materialise(layers: Layers, wanted: set[Key], kind: Kind) -> tuple[Graph, list[_Mark]]:
     """Fuse layers inside each pool, cull, and make the tasks.
 
     Returns
     -------
     tasks : dict of key to task
-    marks : dict of key to _Mark
-        What is known of the layer that each task comes from.
+        Those of a layer after those of the layers that it reads.
+    marks : list of _Mark
+        For each of them what is known of its layer.
     """
     graph = layers.graph
     if kind.blockwise:
@@ -531,35 +554,28 @@ def _materialise(layers: Layers, wanted: set[Key], kind: Kind) -> tuple[Graph, d
         for name, layer in graph.layers.items():
             layer.annotations = {"mark": marks[name]}
     raw: dict[Key, Any] = {}
-    task_marks: dict[Key, _Mark] = {}
-    for layer in graph.cull(wanted).layers.values():
+    task_marks: list[_Mark] = []
+    culled = list(graph.cull(wanted).layers.values())  # consumers first
+    for layer in reversed(culled):
         raw.update(layer)
-        task_marks.update(dict.fromkeys(layer, layer.annotations["mark"]))
-    return dask_internals.convert_legacy_graph(raw), task_marks
-
-
-def _pinned(tasks: Graph, marks: Mapping[Key, _Mark], layers: Layers) -> dict[Key, str]:
-    """Pool of every task that is pinned, or whose layer is near one pool only."""
-    pools: dict[Key, str] = {}
-    for key in tasks:
-        if (pin := layers.pins.get(key) or marks[key].home) is not None:
-            pools[key] = pin
-    return pools
+        task_marks += [layer.annotations["mark"]] * (len(raw) - len(task_marks))
+    if len(raw) < sum(map(len, culled)):
+        # Layers that share keys: as Dask does, what is nearest to the sources counts.
+        for layer in culled:
+            raw.update(layer)
+    tasks = dask_internals.convert_legacy_graph(raw, raw)
+    if len(tasks) < len(raw):
+        # Dask drops what stands for itself, as results do that the scheduler has.
+        task_marks = [mark for key, mark in zip(raw, task_marks, strict=True) if key in tasks]
+    return tasks, task_marks
 
 
 def _placed(
-    tasks: Graph,
-    marks: Mapping[Key, _Mark],
-    wanted: set[Key],
-    pins_of: Mapping[Key, str],
-    layers: Layers,
-    costs: Costs | None,
+    tasks: Graph, marks: list[_Mark], wanted: set[Key], layers: Layers, costs: Costs | None
 ) -> Placed:
     """Place tasks by a model of the whole graph."""
-    order, model, unknown = _model(tasks, pins_of, layers)
-    names: dict[str, int] = {}
-    layer_of = [marks[key].layer if key in marks else "" for key in order]
-    model.layers = [names.setdefault(layer, len(names)) for layer in layer_of]
+    at, model, layer_of, unknown = _model(tasks, marks, layers)
+    order = list(at)
     _price(model, costs)
     workers = _threads_of_workers(model.pools)
     model.threads = [sum(workers[pool]) or 1 for pool in model.pools]
@@ -570,7 +586,7 @@ def _placed(
         logger.warning("Could not place a graph; its tasks follow most of their inputs.", exc_info=True)
         pools = look_back(model)
     _check_residency(order, layer_of, model, pools)
-    outputs = [task for task, key in enumerate(order) if key in wanted]
+    outputs = sorted(at[key] for key in wanted if key in at)
     return Placed(order, layer_of, outputs, model, pools, frozenset(unknown))
 
 
@@ -606,25 +622,45 @@ def _check_residency(order: list[Key], layer_of: list[str], model: Model, pools:
                 )
 
 
-def _model(tasks: Graph, pins_of: Mapping[Key, str], layers: Layers) -> tuple[list[Key], Model, set[int]]:
-    """Write the graph down as plain data; keys in the order of its tasks, and those of unknown size."""
+def _model(
+    tasks: Graph, marks: list[_Mark], layers: Layers
+) -> tuple[dict[Key, int], Model, list[str], set[int]]:
+    """Write the graph down as plain data.
+
+    Returns
+    -------
+    at : dict of key to int
+        The number of each task in the model, in its order.
+    model : Model
+    layer_of : list of str
+        For each task the name of its layer.
+    unknown : set of int
+        Tasks of unknown size.
+    """
+    at, nodes, marks_of, inputs_of = _in_order(tasks, marks)
     unknown: set[int] = set()
-    model = Model(pools=sorted({*pins_of.values(), *layers.pins.values()}))
+    held = layers.pins
+    homes = {id(mark): mark.home for mark in marks}.values()
+    model = Model(pools=sorted({*held.values(), *(home for home in homes if home is not None)}))
     number_of = {pool: number for number, pool in enumerate(model.pools)}
-    order = _topological(tasks)
-    at: dict[Key, int] = {}
-    for position, key in enumerate(order):
-        at[key] = position
-        task = tasks.get(key)
-        if task is None:
+    model.inputs = inputs_of
+    # What keys have in common that begin with the same name: whether they stay, and the bytes of each.
+    known: dict[Key, tuple[bool, float | None]] = {}
+    for position, (key, task) in enumerate(zip(at, nodes, strict=True)):
+        inputs, mark = inputs_of[position], marks_of[position]
+        pool = held.get(key) if held else None
+        name = key[0] if type(key) is tuple and key else key
+        if (of_name := known.get(name)) is None:
+            of_name = known[name] = pins.stays(key), _nbytes_of_each(key, layers)
+        stays, nbytes = of_name
+        if task is None or mark is None:
             # A result that the scheduler has already.
-            inputs: list[int] = []
-            pool = layers.pins.get(key) or _pool_that_holds(key)
+            pool = pool or _pool_that_holds(key)
             nbytes = dask_internals.nbytes_of_result(key)
         else:
-            inputs = [at[source] for source in task.dependencies]
-            pool = pins_of.get(key)
-            nbytes = _nbytes(key, layers)
+            pool = pool or mark.home
+            if nbytes is None:
+                nbytes = _nbytes(key, layers)
             if isinstance(task, dask_internals.P2PBarrierTask):
                 # Its outputs are made where it runs.
                 model.stays.add(position)
@@ -635,13 +671,46 @@ def _model(tasks: Graph, pins_of: Mapping[Key, str], layers: Layers) -> tuple[li
             nbytes = max((model.nbytes[source] for source in inputs), default=UNKNOWN_NBYTES)
             if unknown.issuperset(inputs):
                 unknown.add(position)
-        if pins.stays(key):
+        if stays:
             model.stays.add(position)
-        model.inputs.append(inputs)
         model.nbytes.append(nbytes)
         model.pinned.append(FREE if pool is None else number_of.setdefault(pool, len(number_of)))
     model.pools = list(number_of)
-    return order, model, unknown
+    layer_of = ["" if mark is None else mark.layer for mark in marks_of]
+    numbers: dict[str, int] = {}
+    model.layers = [numbers.setdefault(layer, len(numbers)) for layer in layer_of]
+    return at, model, layer_of, unknown
+
+
+def _in_order(
+    tasks: Graph, marks: list[_Mark]
+) -> tuple[dict[Key, int], Sequence[GraphNode | None], Sequence[_Mark | None], list[list[int]]]:
+    """Give numbers to tasks and to what they read, inputs first.
+
+    Returns
+    -------
+    at : dict of key to int
+        Its keys in this order.
+    nodes : sequence of task
+        None for a result that the scheduler has already.
+    marks : sequence of _Mark
+        Likewise.
+    inputs : list of list of int
+    """
+    at: dict[Key, int] = {}
+    inputs: list[list[int]] = []
+    try:
+        for key, task in tasks.items():
+            inputs.append([at[source] for source in task.dependencies])
+            at[key] = len(at)
+    except KeyError:
+        # Tasks of a layer read each other, or a result that the scheduler has already.
+        at = {key: number for number, key in enumerate(_topological(tasks))}
+        mark_of = dict(zip(tasks, marks, strict=True))
+        nodes = [tasks.get(key) for key in at]
+        inputs = [[] if task is None else [at[source] for source in task.dependencies] for task in nodes]
+        return at, nodes, [mark_of.get(key) for key in at], inputs
+    return at, list(tasks.values()), marks, inputs
 
 
 def _topological(tasks: Graph) -> list[Key]:
@@ -674,6 +743,15 @@ def _topological(tasks: Graph) -> list[Key]:
     return order
 
 
+def _nbytes_of_each(key: Key, layers: Layers) -> float | None:
+    """Bytes of a chunk of an array whose chunks all have as many; None if the key is of anything else."""
+    nbytes = _nbytes(key, layers)
+    if nbytes is None or not isinstance(key, tuple):
+        return None
+    chunks, _ = layers.sizes[str(key[0])]
+    return nbytes if all(along.count(along[0]) == len(along) for along in chunks) else None
+
+
 def _nbytes(key: Key, layers: Layers) -> float | None:
     """Bytes of a chunk of an array, or None if the key is of something else."""
     if not isinstance(key, tuple) or not key or key[0] not in layers.sizes:
@@ -703,25 +781,20 @@ def _nbytes_of_slice(task: GraphNode, layers: Layers) -> float | None:
 
 
 def _fuse_chains(
-    tasks: Graph, wanted: set[Key], pools: dict[Key, str], annotations: dict[Key, dict[str, Any]]
+    tasks: Graph, kept: set[Key], pools: dict[Key, str | None], annotations: dict[Key, dict[str, Any]]
 ) -> Graph:
-    """Fuse chains of tasks inside each pool; adds the fused tasks to `pools` and `annotations`."""
-    edges = {
-        source
-        for key, task in tasks.items()
-        for source in task.dependencies
-        if pools.get(source) != pools.get(key)
-    }
-    fused = dask_internals.fuse_linear_task_spec(tasks, keys=wanted | edges)
+    """Fuse chains of tasks that do not go on from those `kept`; adds them to `pools` and `annotations`."""
+    fused: Graph = dict(dask_internals.fuse_linear_task_spec(tasks, keys=kept))
     for key, task in fused.items():
+        if key in pools and not annotations:
+            continue  # not fused, or under the name of its last task
         members = [inner for inner in dask_internals.fused_keys(task) if inner in tasks]
         if not members:
             continue
-        if (pool := pools.get(members[0])) is not None:
-            pools[key] = pool
-        if annotations and (several := [annotations[member] for member in members if member in annotations]):
+        pools[key] = pools[members[0]]
+        if several := [annotations[member] for member in members if member in annotations]:
             annotations[key] = dask_internals.merge_annotations(several)
-    return dict(fused)
+    return fused
 
 
 def _threads_of_workers(pools: Iterable[str]) -> dict[str, list[int]]:
@@ -745,7 +818,11 @@ def _as_it_is(result: Any) -> Any:
 
 
 def _fetch_once(
-    tasks: Graph, pools: dict[Key, str], shared: Collection[str], sizes: Mapping[Key, float], layers: Layers
+    tasks: Graph,
+    pools: dict[Key, str | None],
+    shared: Collection[str],
+    sizes: Mapping[Key, float],
+    layers: Layers,
 ) -> None:
     """Have one task of a pool with several workers fetch what several of its tasks read from elsewhere.
 
@@ -772,7 +849,7 @@ def _fetch_once(
             tasks[key] = tasks[key].substitute({source: fetched})
 
 
-def _name_pins(tasks: Graph, wanted: set[Key], pools: dict[Key, str]) -> Graph:
+def _name_pins(tasks: Graph, wanted: set[Key], pools: dict[Key, str | None]) -> Graph:
     """Rename the tasks whose pool their inputs do not tell; adds the new keys to `pools`."""
     renamed: dict[Key, Key] = {}
     for key, task in tasks.items():
@@ -801,17 +878,18 @@ def _name(key: Key) -> str:
 
 
 def _annotated(
-    tasks: Graph, pools: Mapping[Key, str], annotations: Mapping[Key, dict[str, Any]]
+    tasks: Graph, pools: Mapping[Key, str | None], annotations: Mapping[Key, dict[str, Any]]
 ) -> HighLevelGraph:
     """Graph with one layer for each combination of pool and other annotations."""
     layers: dict[Hashable, tuple[dict[str, Any], Graph]] = {}
     for key, task in tasks.items():
-        pool, others = pools.get(key), annotations.get(key)
-        group = (pool, repr(others) if others else "")
-        if group not in layers:
+        pool = pools[key]
+        others = annotations.get(key) if annotations else None
+        group = (pool, repr(others)) if others else pool
+        if (layer := layers.get(group)) is None:
             values = others or {}
-            layers[group] = (pins.with_pool(values, pool) if pool is not None else values, {})
-        layers[group][1][key] = task
+            layer = layers[group] = (pins.placed(values, pool) if pool is not None else values, {})
+        layer[1][key] = task
     # The names are new each time: Dask merges the layers of several collections by name.
     unique = uuid.uuid4().hex
     named = {

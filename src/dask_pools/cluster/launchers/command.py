@@ -22,7 +22,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 
 from dask_pools.cluster.launchers import WorkerShape
-from dask_pools.cluster.launchers.joining import check_private, joined, tls_options, worker_command
+from dask_pools.cluster.launchers.joining import (
+    check_private,
+    joined,
+    last_lines,
+    tls_options,
+    worker_command,
+)
 from dask_pools.workers import LauncherOptions, Listed, Workers
 
 __all__ = ["CommandLauncher", "CommandOptions", "CommandWorker"]
@@ -34,8 +40,8 @@ START_TIMEOUT = 300.0
 STOP_TIMEOUT = 60.0
 CLOSE_TIMEOUT = 5.0
 
-# Characters of what the commands write that are kept, and lines of them that an error shows.
-KEPT, SHOWN = 8000, 5
+# Characters of what the commands write that are kept.
+KEPT = 8000
 
 _ALWAYS = ("name", "pool", "scheduler", "threads", "memory", "resources", "directory")
 _PLACEHOLDERS = {"start": ("worker", *_ALWAYS), "stop": (*_ALWAYS, "id"), "logs": (*_ALWAYS, "id")}
@@ -112,7 +118,7 @@ class CommandLauncher:
             await joined(scheduler, name, self.timeout, worker.ended())
         except TimeoutError as error:
             worker.delivered = False
-            said = _last(await worker.logs())
+            said = last_lines(await worker.logs())
             await worker.close()
             raise TimeoutError(f"{error}, saying: {said}") from None
         except BaseException:
@@ -257,7 +263,7 @@ async def _run(command: Sequence[str], template: Sequence[str]) -> tuple[int, st
 def _failed(template: Sequence[str], status: int, text: str) -> str:
     # The template, not the command: values of the environment may be nobody's business.
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
-    return f"`{_shown(template)}` ended with {how}, saying: {_last(text)}"
+    return f"`{_shown(template)}` ended with {how}, saying: {last_lines(text)}"
 
 
 def _not_run(template: Sequence[str], error: OSError) -> str:
@@ -266,11 +272,6 @@ def _not_run(template: Sequence[str], error: OSError) -> str:
 
 def _shown(template: Sequence[str]) -> str:
     return " ".join(shlex.quote(word) if {*word} & {*" \t\n'\""} else word for word in template)
-
-
-def _last(text: str) -> str:
-    """Get the last lines of a text."""
-    return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-SHOWN:]) or "nothing"
 
 
 def fill(template: Sequence[str], values: Mapping[str, str | list[str]]) -> list[str]:

@@ -18,12 +18,15 @@ from dask_pools.cluster.launchers import WorkerShape
 from dask_pools.errors import UnsupportedSettingError
 from dask_pools.sites.addresses import is_loopback
 
-__all__ = ["check_private", "joined", "tls_options", "worker_command"]
+__all__ = ["check_private", "joined", "last_lines", "tls_options", "worker_command"]
 
 _UNIQUE_LOCAL = ipaddress.ip_network("fc00::/7")
 
 # Seconds between two looks at who has joined: soon at first, and rarely for those that take long.
 POLL, POLL_AT_MOST = 0.05, 2.0
+
+# Lines of what was written that an error shows.
+SHOWN = 5
 
 
 def worker_command(
@@ -96,6 +99,11 @@ def tls_options(scheduler: str) -> list[str]:
         if files.get(key)
         for word in (f"--tls-{key.replace('_', '-')}", files[key])
     ]
+
+
+def last_lines(text: str) -> str:
+    """Get the last lines of what something wrote, for an error that says so."""
+    return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-SHOWN:]) or "nothing"
 
 
 async def joined(scheduler: str, name: str, timeout: float, ended: Awaitable[str]) -> None:
