@@ -27,6 +27,7 @@ from dask_pools.cluster.pool_cluster import PoolCluster
 from dask_pools.cluster.pool_spec import file_of, pool_specs
 from dask_pools.cluster.record import SitesLeft, remove
 from dask_pools.cluster.scheduler_process import scheduler_spec
+from dask_pools.config import compression
 from dask_pools.data_centres import DataCentres
 from dask_pools.errors import DataCentresError, PoolsError, PoolUnavailableError
 from dask_pools.network import SiteSection
@@ -77,6 +78,8 @@ class MultiSiteCluster(PoolCluster):
         If the file is wrong, or has no pool at a site.
     MeshError, PlanError
         If the mesh cannot be made.
+    ValueError
+        If ``pools.compression`` is not known here.
     HostKeyError, SiteError, VersionMismatchError
         If no site at all can be reached.
 
@@ -116,7 +119,7 @@ class MultiSiteCluster(PoolCluster):
         self._at_start = {pool: spec.workers for pool, spec in specs.items()}
         # Only once their sites are known to be there.
         specs = {pool: replace(spec, workers=0) for pool, spec in specs.items()}
-        self._time_outs: Any = dask.config.set(_time_outs(self._patience))
+        self._settings: Any = dask.config.set(_settings(self._patience))
         try:
             super().__init__(
                 specs,
@@ -149,7 +152,7 @@ class MultiSiteCluster(PoolCluster):
                 control_host(section, config),
                 cluster,
                 self._patience,
-                settings=_time_outs(self._patience),
+                settings=_settings(self._patience),
                 on_lost=self._site_lost,
             )
             site.prepare = self._network.prepare
@@ -231,9 +234,9 @@ class MultiSiteCluster(PoolCluster):
 
     def _put_back(self) -> None:
         """Put Dask's settings back, once."""
-        time_outs, self._time_outs = self._time_outs, None
-        if time_outs is not None:
-            time_outs.__exit__(None, None, None)
+        settings, self._settings = self._settings, None
+        if settings is not None:
+            settings.__exit__(None, None, None)
 
 
 def control_host(section: SiteSection, ssh_config: str | None) -> ControlHost:
@@ -273,11 +276,16 @@ def _at_sites(known: DataCentres) -> Mapping[str, AtSite]:
     return found
 
 
-def _time_outs(patience: Patience) -> dict[str, Any]:
-    """Dask's settings that would give up a worker during an outage."""
+def _settings(patience: Patience) -> dict[str, Any]:
+    """Dask's settings for scheduler, workers and client.
+
+    Its time-outs would give up a worker during an outage; and both ends of a connection have to name the same
+    compression, or there is none.
+    """
     limit = f"{patience.dask:g}s"
     return {
         "distributed.comm.timeouts.tcp": limit,
         "distributed.comm.timeouts.connect": limit,
         "distributed.scheduler.worker-ttl": limit,
+        "distributed.comm.compression": compression(),
     }
