@@ -21,19 +21,23 @@ from dask_pools.errors import PoolsError
 from dask_pools.pins import resource
 from dask_pools.sites.site import Patience, Site
 from dask_pools.sites.ssh import ControlHost
+from documented import shown
 
-DATA_CENTRES = """
-network: tls
-data_centres:
-  ecmwf:
-    prefixes: [/srv/data/ecmwf/]
-    site: {host: ecmwf}
-    workers: {launcher: host, minimum: 1}
-  eumetsat:
-    prefixes: [/srv/data/eumetsat/]
-    site: {host: eumetsat, user: scientist}
-    workers: {launcher: host, minimum: 1, threads: 2}
-"""
+DATA_CENTRES = shown(
+    "host",
+    **{
+        "/data/": "/srv/data/",
+        "login.ecmwf.int": "ecmwf",
+        "login.eumetsat.int": "eumetsat",
+        "alice": "scientist",
+    },
+)
+"""The file of the documentation, for the hosts of the lab."""
+
+WITH_HERE = DATA_CENTRES.replace(
+    "data_centres:\n", "data_centres:\n  here: {workers: {launcher: local, minimum: 1}}\n"
+)
+"""The same, with a pool on the client's machine."""
 
 MESH = """
 network: mesh
@@ -87,6 +91,11 @@ def attach() -> dict[str, int]:
 
 def pools() -> dict[str, list[str]]:
     return kept["cluster"].pools
+
+
+def addresses() -> dict[str, str]:
+    """Where the workers listen, by name."""
+    return {one["name"]: address for address, one in kept["cluster"].scheduler_info["workers"].items()}
 
 
 def agents() -> dict[str, int | None]:

@@ -12,8 +12,10 @@ from typing import Literal, get_args
 
 from dask_pools import data_centres, pins
 from dask_pools.cluster.launchers import Launcher, WorkerShape
+from dask_pools.cluster.launchers.site import AtSite, only_at_its_site
 from dask_pools.data_centres import DataCentres
 from dask_pools.errors import DataCentresError
+from dask_pools.workers import Workers
 
 __all__ = ["PoolSpec", "Provision", "check_count", "check_spec", "pool_specs"]
 
@@ -129,7 +131,7 @@ def pool_specs(
         )
     return {
         pool: PoolSpec(
-            launcher=launchers[pool] if pool in launchers else workers.options.launcher(pool, workers),
+            launcher=launchers[pool] if pool in launchers else _launcher(known, pool, workers),
             worker=WorkerShape(
                 threads=workers.threads,
                 memory_limit=workers.memory,
@@ -147,3 +149,11 @@ def pool_specs(
         )
         for pool, workers in sections.items()
     }
+
+
+def _launcher(known: DataCentres, pool: str, workers: Workers) -> Launcher:
+    """Make the launcher of a pool whose workers are started from here."""
+    if known.data_centres[pool].site is not None and isinstance(workers.options, AtSite):
+        raise only_at_its_site(pool, workers)
+    launcher: Launcher = workers.options.launcher(pool, workers)
+    return launcher

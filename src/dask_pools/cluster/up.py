@@ -170,8 +170,9 @@ def _serve(cluster: MultiSiteCluster, listening: socket.socket) -> socket.socket
 def _answer(cluster: MultiSiteCluster, question: Mapping[str, Any]) -> dict[str, Any]:
     if question["do"] == "add":
         pool = question["pool"]
-        if pool not in cluster.sites:
-            raise ValueError(f"There is no pool {pool!r} here. Pools: {', '.join(cluster.sites)}.")
+        if pool not in cluster.pools_of_its_own:
+            known = ", ".join(cluster.pools_of_its_own)
+            raise ValueError(f"There is no pool {pool!r} here. Pools: {known}.")
         wanted = len(cluster.pools[pool]) + question["count"]
         cluster.scale(pool, wanted)
         return {"wanted": wanted}
@@ -213,7 +214,7 @@ def _ask_one(home: Home, question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(console: Console, cluster: MultiSiteCluster, seconds: float) -> None:
-    """Print where it is and what each site has."""
+    """Print where it is and what each pool has."""
     # Not as markup: addresses of the mesh have brackets.
     console.print(f"Scheduler  {cluster.scheduler_address}", soft_wrap=True, markup=False, highlight=False)
     if cluster.dashboard_link:
@@ -222,9 +223,10 @@ def _show(console: Console, cluster: MultiSiteCluster, seconds: float) -> None:
     for column in ("pool", "control host", "workers", ""):
         table.add_column(column, justify="right" if column == "workers" else "left")
     failures = cluster.failures
-    for pool, site in cluster.sites.items():
-        state = failures.get(pool, site.state)
-        table.add_row(pool, site.host.host, str(len(cluster.pools[pool])), Text(state))
+    for pool in cluster.pools_of_its_own:
+        site = cluster.sites.get(pool)
+        where, state = (site.host.host, site.state) if site else ("this machine", "")
+        table.add_row(pool, where, str(len(cluster.pools[pool])), Text(failures.get(pool, state)))
     console.print(table)
     console.print(
         f"Up after {seconds:.1f} s. In Python on this machine: dask_pools.cluster.up.client(). Ctrl-C or "
