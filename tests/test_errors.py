@@ -28,6 +28,7 @@ from distributed import Client
 from dask_pools import data_centres, pins
 from dask_pools.cluster import multi_site
 from dask_pools.cluster.pool_spec import pool_specs
+from dask_pools.mesh.described import described_sites
 from dask_pools.sites import addresses
 from errors_table import ROOT, TABLE, Row, messages, rows
 from intake_pools import icechunk_stores, load_from_catalog, open_catalog, references, stores, writing
@@ -401,6 +402,8 @@ def of_clusters() -> Iterator[Callable[[], Any]]:
         rules(workers={"launcher": "command", "command": {"start": "{worker}", "stop": "x"}})
     )
     yield lambda: multi_site._at_sites(rules(workers={"launcher": "host"}))
+    twice = {name: {"site": {"host": "login"}} for name in ("ecmwf", "eumetsat")}
+    yield lambda: described_sites(data_centres.load({"data_centres": twice}))
     yield lambda: data_centres.merge(
         [rules(workers={"launcher": "local"}), rules(workers={"launcher": "local", "threads": 2})]
     )
