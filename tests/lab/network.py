@@ -328,7 +328,12 @@ def start_network(
 def _environment() -> dict[str, str]:
     """What processes of the lab find in their environment: nothing of this machine's but the path."""
     path = os.pathsep.join([f"{sys.prefix}/bin", "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"])
-    return {"PATH": path, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {
+        "PATH": path,
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "XDG_STATE_HOME": "/tmp/state",  # of the site, not of this machine
+    }
 
 
 def _end(lab: subprocess.Popen[str]) -> None:

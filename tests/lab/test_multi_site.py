@@ -237,6 +237,22 @@ def test_when_client_and_scheduler_are_killed_the_sites_clean_up(hand: Hand, dir
         assert eventually(lambda name=name: not traces(direct[name]), 90), traces(direct[name])
 
 
+def test_what_is_left_at_sites_by_a_client_that_was_killed_is_ended_by_one_command(
+    hand: Hand, direct: Network
+):
+    up(hand)
+    hand.kill()
+    pools = (sys.executable, "-m", "dask", "pools")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        direct["client"].run(*pools, "adopt")
+    assert "has ended as well" in refused.value.stderr
+    said = direct["client"].run(*pools, "down", "--all")
+    for name in ("ecmwf", "eumetsat"):
+        assert f"  site {name}: its agent has been ended, with all that it started\n" in said
+        assert not traces(direct[name])
+    assert said.endswith("  nothing is left\n")
+
+
 def test_an_agent_that_is_killed_takes_its_workers_along_and_another_takes_its_place(
     hand: Hand, direct: Network
 ):

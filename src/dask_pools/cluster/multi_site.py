@@ -25,11 +25,13 @@ from distributed.utils import format_dashboard_link
 from dask_pools import data_centres, pins
 from dask_pools.cluster.launchers.site import AtSite
 from dask_pools.cluster.pool_cluster import PoolCluster
-from dask_pools.cluster.pool_spec import pool_specs
+from dask_pools.cluster.pool_spec import file_of, pool_specs
+from dask_pools.cluster.record import SitesLeft, remove
 from dask_pools.cluster.scheduler_process import LOOPBACK, scheduler_spec
 from dask_pools.config import compression
 from dask_pools.data_centres import DataCentres
 from dask_pools.errors import DataCentresError, PoolsError, PoolUnavailableError
+from dask_pools.network import SiteSection
 from dask_pools.sites.networks import MeshNetwork, Network, TlsNetwork
 from dask_pools.sites.site import Patience, Site
 from dask_pools.sites.ssh import ControlHost
@@ -101,6 +103,7 @@ class MultiSiteCluster(PoolCluster):
         **kwargs: Any,
     ) -> None:
         known = data_centres.load(given)
+        self._file = file_of(known)
         at_sites = _at_sites(known)
         self._patience = patience or Patience()
         self._network: Network = (
@@ -112,7 +115,9 @@ class MultiSiteCluster(PoolCluster):
         self._connected = False
         self._losing: set[asyncio.Future[None]] = set()
         config = os.fspath(ssh_config) if ssh_config is not None else None
-        self.sites = self._sites_of(known, list(at_sites), config)
+        cluster = uuid.uuid4().hex
+        self.sites = self._sites_of(known, list(at_sites), cluster, config)
+        self._sites_left = SitesLeft(cluster, tuple(at_sites), config)
         launchers = {name: options.at(self.sites[name]) for name, options in at_sites.items()}
         specs = pool_specs(known, launchers)
         self._at_start = {pool: spec.workers for pool, spec in specs.items()}
@@ -139,17 +144,16 @@ class MultiSiteCluster(PoolCluster):
                 self._loop_runner.stop()
             raise
 
-    def _sites_of(self, known: DataCentres, names: list[str], config: str | None) -> dict[str, Site]:
-        cluster = uuid.uuid4().hex
+    def _sites_of(
+        self, known: DataCentres, names: list[str], cluster: str, config: str | None
+    ) -> dict[str, Site]:
         sites = {}
         for name in names:
             section = known.data_centres[name].site
             assert section is not None
             sites[name] = site = Site(
                 name,
-                ControlHost(
-                    section.host, section.user, section.port, section.dask, section.directory, config
-                ),
+                control_host(section, config),
                 cluster,
                 self._patience,
                 settings=_settings(self._patience),
@@ -165,20 +169,12 @@ class MultiSiteCluster(PoolCluster):
         port = self.scheduler_info.get("services", {}).get("dashboard")
         return str(format_dashboard_link(self._dashboard, port)) if self._dashboard and port else ""
 
-    @property
-    def failures(self) -> dict[str, str]:
-        """Why pools have no workers although they should, by pool."""
-        return {
-            pool: standing.reason
-            for pool, standing in self._standings.items()
-            if standing.reason is not None and (standing.failed is not None or not self.pools[pool])
-        }
-
     # Starting
 
     async def _start(self) -> None:
         first, self._connected = not self._connected, True
         if first:
+            self._write_down()
             await self._connect()
         await super()._start()
         if first and self.status == Status.running:
@@ -237,6 +233,7 @@ class MultiSiteCluster(PoolCluster):
     async def _leave_sites(self) -> None:
         await asyncio.gather(*(site.close() for site in self.sites.values()), return_exceptions=True)
         await self._network.close()
+        remove(self._owner)
 
     async def _close(self) -> None:
         try:
@@ -250,6 +247,11 @@ class MultiSiteCluster(PoolCluster):
         settings, self._settings = self._settings, None
         if settings is not None:
             settings.__exit__(None, None, None)
+
+
+def control_host(section: SiteSection, ssh_config: str | None) -> ControlHost:
+    """Make of a ``site:`` section how its control host is reached."""
+    return ControlHost(section.host, section.user, section.port, section.dask, section.directory, ssh_config)
 
 
 def _at_sites(known: DataCentres) -> Mapping[str, AtSite]:
