@@ -127,6 +127,7 @@ def test_the_same_by_one_command_through_a_mesh_of_sites_of_which_one_has_no_roo
                 assert line, told
                 told.append(line)
             assert told[0].startswith("Scheduler  tcp://[fd")
+            assert told[1].startswith("Dashboard  http://127.0.0.1:")
             assert hand.call(at_sites.attach) == {"ecmwf": 1, "eumetsat": 1}
             processes = network["eumetsat"].run("ps", "axww", "-o", "uid=,args=").splitlines()
             assert any(one.split()[:2] == ["2000", "pasta"] for one in processes), processes

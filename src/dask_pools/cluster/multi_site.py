@@ -21,13 +21,14 @@ from typing import Any
 
 import dask
 from distributed.core import Status
+from distributed.utils import format_dashboard_link
 
 from dask_pools import data_centres, pins
 from dask_pools.cluster.launchers.site import AtSite, HostOptions
 from dask_pools.cluster.pool_cluster import PoolCluster
 from dask_pools.cluster.pool_spec import file_of, pool_specs
 from dask_pools.cluster.record import SitesLeft, remove
-from dask_pools.cluster.scheduler_process import scheduler_spec
+from dask_pools.cluster.scheduler_process import LOOPBACK, scheduler_spec
 from dask_pools.config import compression
 from dask_pools.data_centres import DataCentres
 from dask_pools.errors import DataCentresError, PoolsError, PoolUnavailableError
@@ -110,6 +111,9 @@ class MultiSiteCluster(PoolCluster):
         self._network: Network = (
             TlsNetwork(host) if known.network == "tls" else MeshNetwork(known, list(at_sites))
         )
+        self._dashboard = (
+            None if dashboard_address is None else dashboard_address.rpartition(":")[0] or LOOPBACK
+        )
         self._connected = False
         self._losing: set[asyncio.Future[None]] = set()
         config = os.fspath(ssh_config) if ssh_config is not None else None
@@ -160,6 +164,12 @@ class MultiSiteCluster(PoolCluster):
             site.prepare = self._network.prepare
             site.attach_options = self._network.attach_options(name)
         return sites
+
+    @property
+    def dashboard_link(self) -> str:
+        """Address of Dask's dashboard, or nothing if there is none. It is not where the scheduler listens."""
+        port = self.scheduler_info.get("services", {}).get("dashboard")
+        return str(format_dashboard_link(self._dashboard, port)) if self._dashboard and port else ""
 
     # Starting
 
