@@ -191,22 +191,6 @@ def check_secrets(network: Network) -> list[bytes]:
 # What goes wrong in between
 
 
-def test_a_site_that_is_cut_off_for_a_while_costs_time_only(hand: Hand, direct: Network):
-    up(hand, lost_after=120.0)
-    hand.call(at_sites.begin, "eumetsat", 60)
-    before = hand.call(at_sites.states)
-    direct["eumetsat"].unplug()
-    try:
-        assert eventually(lambda: hand.call(at_sites.states)["eumetsat"] == "away", 30)
-        # Longer than Dask's own time-outs of half a minute.
-        assert not eventually(lambda: hand.call(at_sites.states)["eumetsat"] != "away", 35)
-    finally:
-        direct["eumetsat"].plug()
-    assert hand.call(at_sites.outcome, 120) == sum(range(60))
-    assert eventually(lambda: hand.call(at_sites.states) == before, 60)
-    assert hand.call(at_sites.pools) == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"]}
-
-
 def test_a_site_that_stays_away_is_lost_and_the_others_go_on(hand: Hand, direct: Network):
     up(hand, lost_after=6.0)
     eumetsat = direct["eumetsat"]
@@ -229,30 +213,6 @@ def comes_back(hand: Hand) -> bool:
         return hand.call(at_sites.one_in, "eumetsat", 60) == "eumetsat"
     except dask_pools.PoolUnavailableError:
         return False
-
-
-def test_when_client_and_scheduler_are_killed_the_sites_clean_up(hand: Hand, direct: Network):
-    up(hand, lost_after=5.0)
-    assert all(traces(direct[name]) for name in ("ecmwf", "eumetsat"))
-    hand.kill()
-    for name in ("ecmwf", "eumetsat"):
-        assert eventually(lambda name=name: not traces(direct[name]), 90), traces(direct[name])
-
-
-def test_what_is_left_at_sites_by_a_client_that_was_killed_is_ended_by_one_command(
-    hand: Hand, direct: Network
-):
-    up(hand)
-    hand.kill()
-    pools = (sys.executable, "-m", "dask", "pools")
-    with pytest.raises(subprocess.CalledProcessError) as refused:
-        direct["client"].run(*pools, "adopt")
-    assert "has ended as well" in refused.value.stderr
-    said = direct["client"].run(*pools, "down", "--all")
-    for name in ("ecmwf", "eumetsat"):
-        assert f"  site {name}: its agent has been ended, with all that it started\n" in said
-        assert not traces(direct[name])
-    assert said.endswith("  nothing is left\n")
 
 
 def test_an_agent_that_is_killed_takes_its_workers_along_and_another_takes_its_place(
