@@ -395,7 +395,10 @@ def of_clusters() -> Iterator[Callable[[], Any]]:
     yield lambda: pool_specs(rules())
     yield lambda: pool_specs(rules(site={"host": "h"}, workers={"launcher": "host"}))
     yield lambda: multi_site._at_sites(rules())
-    yield lambda: multi_site._at_sites(rules(workers={"launcher": "local"}))
+    yield lambda: multi_site._at_sites(rules(site={"host": "h"}, workers={"launcher": "local"}))
+    yield lambda: multi_site._at_sites(
+        rules(workers={"launcher": "command", "command": {"start": "{worker}", "stop": "x"}})
+    )
     yield lambda: multi_site._at_sites(rules(workers={"launcher": "host"}))
     twice = {name: {"site": {"host": "login"}} for name in ("ecmwf", "eumetsat")}
     yield lambda: described_sites(data_centres.load({"data_centres": twice}))

@@ -22,12 +22,27 @@ from dask_pools.errors import PoolsError
 from dask_pools.pins import resource
 from dask_pools.sites.site import Patience, Site
 from dask_pools.sites.ssh import ControlHost
+from documented import shown
 from intake_pools.shipped import shipped
+
+DATA_CENTRES = shown(
+    "host",
+    **{
+        "/data/": "/srv/data/",
+        "login.ecmwf.int": "ecmwf",
+        "login.eumetsat.int": "eumetsat",
+        "alice": "scientist",
+    },
+)
+"""The file of the documentation, for the hosts of the lab."""
+
+WITH_HERE = DATA_CENTRES.replace(
+    "data_centres:\n", "data_centres:\n  here: {workers: {launcher: local, minimum: 1}}\n"
+)
+"""The same, with a pool on the client's machine."""
 
 MESH = shipped("weather-data-centres.yaml").read_text()
 """The scheduler and eumetsat only go out, and meet at ecmwf; at eumetsat there is no root."""
-
-DATA_CENTRES = MESH.replace("network: mesh", "network: tls")
 
 kept: dict[str, Any] = {}
 
@@ -65,6 +80,11 @@ def compressions() -> set[str]:
 
 def pools() -> dict[str, list[str]]:
     return kept["cluster"].pools
+
+
+def addresses() -> dict[str, str]:
+    """Where the workers listen, by name."""
+    return {one["name"]: address for address, one in kept["cluster"].scheduler_info["workers"].items()}
 
 
 def agents() -> dict[str, int | None]:

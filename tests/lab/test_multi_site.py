@@ -85,9 +85,11 @@ def up(hand: Hand, lost_after: float = 60.0, text: str = DATA_CENTRES) -> dict:
 
 
 def test_a_calculation_over_data_that_the_client_cannot_see(hand: Hand, direct: Network):
-    made = up(hand)
+    made = up(hand, text=at_sites.WITH_HERE)
     assert made["failures"] == {}
-    assert made["pools"] == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"]}
+    assert made["pools"] == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"], "here": ["here-0"]}
+    assert hand.call(at_sites.one_in, "here", 60) == "client"
+    assert all(one.startswith("tls://") for one in hand.call(at_sites.addresses).values())
     assert made["address"].startswith(f"tls://{direct['client'].at.host}:")
     assert hand.call(at_sites.compressions) == {"zstd"}
     data_centre, difference = hand.call(at_sites.calculate)

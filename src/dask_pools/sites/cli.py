@@ -50,7 +50,13 @@ def _host(surroundings: Surroundings) -> Launcher:
     return LocalLauncher(surroundings.scratch, host=surroundings.listen)
 
 
-LAUNCHERS: dict[str, MakeLauncher] = {"host": _host}
+def _docker(surroundings: Surroundings) -> Launcher:
+    from dask_pools.cluster.launchers.docker import DockerOptions
+
+    return DockerOptions(**surroundings.options).of(host=surroundings.listen)
+
+
+LAUNCHERS: dict[str, MakeLauncher] = {"host": _host, "docker": _docker}
 """How workers are started, by the names that the protocol has."""
 
 

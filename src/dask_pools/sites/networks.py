@@ -40,6 +40,9 @@ class Network(Protocol):
     security: Security | None
     """What Dask's connections need."""
 
+    settings: dict[str, Any]
+    """Settings of Dask that workers on this machine need, by their dotted names."""
+
     def attach_options(self, site: str) -> tuple[str, ...]:
         """Options of the command that starts the agent of a site."""
         ...
@@ -81,6 +84,12 @@ class TlsNetwork:
         self._authority = Authority()
         self._files = tempfile.TemporaryDirectory(prefix="dask-pools-", ignore_cleanup_errors=True)
         self.security: Security | None = self._own_security()
+        own = self.security.get_tls_config_for_role("worker")
+        self.settings = {
+            "distributed.comm.tls.ca-file": own["ca_file"],
+            "distributed.comm.tls.worker.cert": own["cert"],
+            "distributed.comm.tls.worker.key": own["key"],
+        }
 
     def _own_security(self) -> Security:
         """Make the key of this process; the files are for it alone."""
@@ -150,6 +159,7 @@ class MeshNetwork:
 
     def __init__(self, known: DataCentres, names: list[str]) -> None:
         self.security: Security | None = None
+        self.settings: dict[str, Any] = {}
         self._described = {site.name: site for site in described_sites(known, names)}
         self._plan = make_plan(self._described.values(), secrets.randbits(64))
         self._own = HostMesh(self._plan.router(SCHEDULER))
