@@ -187,6 +187,20 @@ class Host:
         """Bytes that have reached the site."""
         return self._counter("rx_bytes")
 
+    def count_sent_to(self, other: Host) -> None:
+        """Begin to count what leaves for another site (`sent_to`)."""
+        chain = "type filter hook forward priority 100;"
+        self.in_gate(
+            *("nft", "-f", "-"),
+            text=f"table inet lab {{ counter to_{other.name} {{ }}; chain counting {{ {chain} }}; }}\n"
+            f"add rule inet lab counting ip daddr {other.at.range} counter name to_{other.name}\n",
+        )
+
+    def sent_to(self, other: Host) -> int:
+        """Bytes that have left for another site since `count_sent_to`, from IP headers on."""
+        said = json.loads(self.in_gate("nft", "-j", "list", "counter", "inet", "lab", f"to_{other.name}"))
+        return sum(int(one["counter"]["bytes"]) for one in said["nftables"] if "counter" in one)
+
     def looped(self) -> int:
         """Bytes that the control host has sent to itself."""
         return _counted(self.run("ip", "-s", "-json", "link", "show", "dev", "lo"), "tx_bytes")

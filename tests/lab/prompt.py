@@ -5,14 +5,22 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+from layout import observations, predictions
 from network import missing, start_network
+
+from intake_pools.shipped import shipped
 
 WELCOME = """
 {sites}
 
 This prompt is at the site "client". `ssh NAME` is another site, as root; `ssh scientist@NAME` as an ordinary
-user. /srv/data is each site's own. Leave with `exit`, and all of it is gone.
+user. /srv/data is each site's own: ecmwf has the predictions and eumetsat the observations of weather.yaml,
+which lies here. `dask pools up weather-data-centres.yaml` makes a cluster of both. Leave with `exit`, and all
+of it is gone.
 """
 SAID = {
     "open": "public address, no firewall",
@@ -27,6 +35,15 @@ def main() -> int:
         return 1
     with start_network() as network:
         client, *_ = network
+        for name in ("weather.yaml", "weather-data-centres.yaml"):
+            client.from_outside(f"/srv/{name}").write_bytes(shipped(name).read_bytes())
+        for file, data in (
+            ("ecmwf/predictions.nc", predictions()),
+            ("eumetsat/observations.nc", observations()),
+        ):
+            path = network[file.split("/")[0]].from_outside(f"/srv/data/{file}")
+            path.parent.mkdir()
+            data.to_netcdf(path)
         sites = "\n".join(
             f"{host.name:10} {host.at.host:15} {SAID[host.at.link.reach].format(port=host.at.link.port)}; "
             f"{host.at.link.rate:g} Mbit/s, {host.at.link.delay * 1000:g} ms each way to the internet"

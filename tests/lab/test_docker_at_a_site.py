@@ -61,7 +61,7 @@ def test_containers_at_a_site_and_processes_here_are_pools_of_one_mesh(
         made = up(hand, text=DATA_CENTRES.replace("$DAEMON", docker.url))
         assert made["failures"] == {}
         assert made["pools"] == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"]}
-        data_centre, difference = hand.call(at_sites.calculate, "/tmp")
+        data_centre, difference = hand.call(at_sites.calculate)
         assert data_centre == "ecmwf"
         check_difference(difference)
         [container] = docker.client.containers.list(filters={"label": "dask-pools.pool=ecmwf"})
