@@ -40,6 +40,9 @@ DEFAULTS: dict[str, Any] = {
         "here": None,
         # A computation that would move more bytes between pools is refused before any of its tasks runs.
         "transfer-budget": None,
+        # How what Dask sends in a cluster across sites is compressed, where that makes it a good deal
+        # smaller: "zstd", "lz4" or whatever else Dask knows. False: not at all.
+        "compression": "zstd",
     }
 }
 
@@ -123,3 +126,20 @@ def transfer_budget() -> int | None:
     """Bytes that one computation may move between pools (``pools.transfer-budget``); None: any."""
     budget = dask.config.get("pools.transfer-budget")
     return None if budget is None else in_bytes(budget)
+
+
+def compression() -> str | bool:
+    """How what is sent between sites is compressed (``pools.compression``); False: not at all.
+
+    Raises
+    ------
+    ValueError
+        If that is not known here.
+    """
+    from distributed.protocol.compression import compressions
+
+    how = dask.config.get("pools.compression") or False
+    if how not in compressions:
+        known = ", ".join(sorted(repr(one) for one in compressions if isinstance(one, str)))
+        raise ValueError(f"pools.compression: {how!r} is not known here: use one of {known}, or False.")
+    return how if how is False else str(how)

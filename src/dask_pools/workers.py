@@ -75,6 +75,11 @@ class LauncherOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @property
+    def here(self) -> bool:
+        """Whether workers are on the network of the machine that starts them, and so on its mesh."""
+        return False
+
     def cannot(self, workers: Workers) -> Mapping[str, str]:
         """Tell what this launcher cannot do of what the rest of the section asks for.
 

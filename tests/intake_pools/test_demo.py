@@ -273,5 +273,5 @@ def test_maps_are_drawn_of_any_values(tmp_path, field):
 
 def test_every_shipped_catalogue_is_found_and_a_missing_one_lists_them():
     assert shipped("demo.yaml").is_file()
-    with pytest.raises(FileNotFoundError, match=r"These do: data-centres.yaml, demo.yaml, weather.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"These do: .*demo\.yaml, .*weather\.yaml"):
         shipped("weather")

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -43,6 +43,8 @@ START_TIMEOUT = 60.0
 # The shell's name space ends with it, and with that whatever is in it.
 _KEEP = """
 mount -t tmpfs tmpfs /run || exit 1
+# Hosts of the lab may only read the repository, and only as far as they do not say otherwise.
+[ -w "$1" ] || mount -o remount,bind,rw "$(findmnt --noheadings --output TARGET --target "$1")" || exit 1
 dockerd --data-root "$1/data" --exec-root /run/docker --pidfile /run/docker.pid --host "unix://$2" \
     --config-file "$1/daemon.json" --storage-driver overlay2 --cgroup-parent "$3" --bridge none \
     --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false >"$1/dockerd.log" 2>&1 &
@@ -57,7 +59,7 @@ class Docker:
     """A daemon that runs."""
 
     url: str
-    """Of its socket."""
+    """Of its socket, as it is where the daemon runs."""
     client: Any
     """A `docker.DockerClient`."""
 
@@ -67,8 +69,16 @@ class Docker:
 
 
 @contextmanager
-def start_docker() -> Iterator[Docker]:
-    """Start a daemon that has `IMAGE`; it answers when this yields."""
+def start_docker(inside: Sequence[str] = (), from_outside: Callable[[str], Path] = Path) -> Iterator[Docker]:
+    """Start a daemon that has `IMAGE`; it answers when this yields.
+
+    Parameters
+    ----------
+    inside : sequence of str
+        Beginning of a command that runs the rest of it where the daemon is to be; here by default.
+    from_outside : callable
+        Where the test finds what has an absolute path there.
+    """
     missing = [
         name for name in ("dockerd", "containerd", "runc", "debootstrap") if shutil.which(name) is None
     ]
@@ -77,22 +87,23 @@ def start_docker() -> Iterator[Docker]:
     KEPT.mkdir(exist_ok=True)
     with (KEPT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with _daemon() as docker:
+        with _daemon(inside, from_outside) as docker:
             _make_ready(docker.client)
             yield docker
 
 
 @contextmanager
-def _daemon() -> Iterator[Docker]:
+def _daemon(inside: Sequence[str], from_outside: Callable[[str], Path]) -> Iterator[Docker]:
     import docker
     from docker.errors import DockerException
 
     (KEPT / "daemon.json").write_text("{}")  # lest that of this machine be read
     # Paths of sockets may have 108 characters only.
-    socket = Path(f"/tmp/lab-docker-{uuid.uuid4().hex}.sock")
+    path = f"/tmp/lab-docker-{uuid.uuid4().hex}.sock"
+    socket = from_outside(path)
     cgroup = f"lab-docker-{uuid.uuid4().hex}"
     with subprocess.Popen(
-        [*_APART, "sh", "-c", _KEEP, "sh", str(KEPT), str(socket), cgroup],
+        [*inside, *_APART, "sh", "-c", _KEEP, "sh", str(KEPT), path, cgroup],
         stdin=subprocess.PIPE,
         # Ctrl-C is for the test run, which ends it in order.
         start_new_session=True,
@@ -109,11 +120,12 @@ def _daemon() -> Iterator[Docker]:
                         raise RuntimeError(f"Docker did not start: {error}\n{said}") from None
                 time.sleep(0.1)
             with closing(client):
-                yield Docker(f"unix://{socket}", client)
+                yield Docker(f"unix://{path}", client)
         finally:
             keeper.kill()
             keeper.wait()
-            socket.unlink(missing_ok=True)
+            with suppress(OSError):  # the host may be gone
+                socket.unlink()
             _remove_cgroups(cgroup)
 
 

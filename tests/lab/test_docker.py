@@ -161,7 +161,7 @@ def refused(text: str) -> str:
         (
             "image:",
             "network: x\n        image:",
-            "from its own machine only, and containers in .* 'x' are not",
+            "containers in Docker's network 'x' need a scheduler that speaks TLS",
         ),
         (
             "image:",

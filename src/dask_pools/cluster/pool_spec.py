@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from dask_pools import data_centres, pins
 from dask_pools.cluster.launchers import Launcher, WorkerShape
+from dask_pools.cluster.launchers.site import AtSite, only_at_its_site
 from dask_pools.data_centres import DataCentres
 from dask_pools.errors import DataCentresError
 from dask_pools.workers import Workers
@@ -128,7 +129,10 @@ def pool_specs(
             f"{known.origin} does not say how to get workers. Add to a data centre in it, for processes on "
             "this machine: workers: {launcher: local}"
         )
-    return {pool: pool_spec(pool, workers, launchers.get(pool)) for pool, workers in sections.items()}
+    return {
+        pool: pool_spec(pool, workers, launchers.get(pool) or _launcher(known, pool, workers))
+        for pool, workers in sections.items()
+    }
 
 
 def pool_spec(pool: str, workers: Workers, launcher: Launcher | None = None) -> PoolSpec:
@@ -156,3 +160,11 @@ def file_of(given: DataCentres | str | os.PathLike[str]) -> str | None:
     """Path of the file that data centres come from; None if they come from several, or from elsewhere."""
     path = os.path.abspath(os.path.expanduser(given.origin if isinstance(given, DataCentres) else given))
     return path if os.path.isfile(path) else None
+
+
+def _launcher(known: DataCentres, pool: str, workers: Workers) -> Launcher:
+    """Make the launcher of a pool whose workers are started from here."""
+    if known.data_centres[pool].site is not None and isinstance(workers.options, AtSite):
+        raise only_at_its_site(pool, workers)
+    launcher: Launcher = workers.options.launcher(pool, workers)
+    return launcher

@@ -272,7 +272,7 @@ def _ask_one(home: Home, question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(console: Console, cluster: PoolCluster, seconds: float) -> None:
-    """Print where it is and what each site has."""
+    """Print where it is and what each pool has."""
     # Not as markup: addresses of the mesh have brackets.
     console.print(f"Scheduler  {cluster.scheduler_address}", soft_wrap=True, markup=False, highlight=False)
     if cluster.dashboard_link:
@@ -282,7 +282,7 @@ def _show(console: Console, cluster: PoolCluster, seconds: float) -> None:
         table.add_column(column, justify="right" if column == "workers" else "left")
     failures, sites = cluster.failures, getattr(cluster, "sites", {})
     for pool in cluster.pools_of_its_own:
-        at, state = (sites[pool].host.host, sites[pool].state) if pool in sites else ("", "")
+        at, state = (sites[pool].host.host, sites[pool].state) if pool in sites else ("this machine", "")
         table.add_row(pool, at, str(len(cluster.pools[pool])), Text(failures.get(pool, state)))
     console.print(table)
     console.print(

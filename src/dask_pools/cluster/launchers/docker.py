@@ -19,22 +19,27 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import dask
 from pydantic import Field, field_validator
 
 import dask_pools
+from dask_pools import pins
 from dask_pools.cluster.launchers import WorkerShape
 from dask_pools.cluster.launchers.joining import (
     check_private,
     joined,
     last_lines,
+    own_address,
     tls_options,
     worker_command,
 )
-from dask_pools.sites.addresses import is_loopback
-from dask_pools.workers import LauncherOptions, Listed, Workers
+from dask_pools.cluster.launchers.site import AtSite, SiteLauncher
+from dask_pools.workers import Listed, Workers
+
+if TYPE_CHECKING:  # who only reads a data-centres file needs nothing that speaks SSH
+    from dask_pools.sites.site import Site
 
 __all__ = ["LABEL", "DockerLauncher", "DockerOptions", "DockerWorker", "Mount"]
 
@@ -82,8 +87,6 @@ class DockerLauncher:
 
     Parameters
     ----------
-    pool : str
-        The pool that they are of.
     image : str
         It has to be there: none is pulled.
     mounts : tuple of Mount
@@ -98,11 +101,12 @@ class DockerLauncher:
         Further options of ``dask worker``.
     daemon : str, optional
         URL of the daemon's socket; that of ``DOCKER_HOST``, or else the usual one, if it is not given.
+    host : str, optional
+        Address that the workers listen on; by default the one that they reach the scheduler from.
     timeout : float
         Seconds within which a worker has to join.
     """
 
-    pool: str
     image: str
     mounts: tuple[Mount, ...] = ()
     network: str = HOST
@@ -110,6 +114,7 @@ class DockerLauncher:
     python: str = "python"
     options: tuple[str, ...] = ()
     daemon: str | None = None
+    host: str | None = None
     timeout: float = START_TIMEOUT
 
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> DockerWorker:
@@ -125,11 +130,10 @@ class DockerLauncher:
             If the worker would have to reach the scheduler without encryption.
         """
         check_private(scheduler)
-        if self.network != HOST and is_loopback(urlsplit(scheduler).hostname or ""):
+        if self.network != HOST and not scheduler.startswith("tls://"):
             raise RuntimeError(
-                f"the scheduler at {scheduler} can be reached from its own machine only, and containers in "
-                f"Docker's network {self.network!r} are not on it. Leave `network` out, or make the cluster "
-                "with a scheduler that speaks TLS"
+                f"containers in Docker's network {self.network!r} need a scheduler that speaks TLS, and this "
+                f"is {scheduler}. Leave `network` out, and they are on the network of their machine"
             )
         starting = _in_thread(lambda: self._start(scheduler, name, shape))
         try:
@@ -213,12 +217,13 @@ class DockerLauncher:
             shape,
             python=(self.python, "-P"),  # what lies in the pool's directory is data, not code
             options=(
-                *(("--host", LOOPBACK) if is_loopback(urlsplit(scheduler).hostname or "") else ()),
+                # In another network than the machine's there is nobody else to listen to.
+                *(("--host", self.host or own_address(scheduler)) if self.network == HOST else ()),
                 # Without a host Dask's status page would listen on all interfaces.
                 *("--dashboard-address", f"{LOOPBACK}:0", "--no-dashboard"),
                 *("--death-timeout", f"{self.timeout:g}"),
                 # A worker that has joined is ready: its first task does not have to wait for imports.
-                *("--preload", "dask_pools"),
+                *("--preload", "dask_pools.propagate"),
                 *tls,
                 *self.options,
             ),
@@ -231,11 +236,11 @@ class DockerLauncher:
             "name": f"{LABEL}-{name}-{uuid.uuid4().hex[:12]}",
             "labels": {
                 LABEL: dask_pools.__version__,
-                f"{LABEL}.pool": self.pool,
+                f"{LABEL}.pool": " ".join(pins.pools_of_resources(shape.resources)),
                 f"{LABEL}.worker": name,
                 f"{LABEL}.scheduler": scheduler,
             },
-            "environment": dict(shape.env),
+            "environment": {**_patience(), **shape.env},
             "mounts": [
                 DockerMount(one.target, one.source, type="bind", read_only=not one.writable)
                 for one in (*self.mounts, *files)
@@ -338,6 +343,12 @@ class DockerWorker:
         return None
 
 
+def _patience() -> dict[str, str]:
+    """Dask's time-outs here, which are above an outage where there are sites, as variables for a worker."""
+    times = dask.config.get("distributed.comm.timeouts")
+    return {f"DASK_DISTRIBUTED__COMM__TIMEOUTS__{name.upper()}": str(time) for name, time in times.items()}
+
+
 def _connect(daemon: str | None) -> Any:
     """Connect with Docker's daemon.
 
@@ -423,7 +434,7 @@ def _mount(text: str, *, writable: bool = False) -> Mount:
     return Mount(source.rstrip("/"), target.rstrip("/"), writable)
 
 
-class DockerOptions(LauncherOptions):
+class DockerOptions(AtSite):
     """What ``docker:`` may say in a data-centres file.
 
     Attributes
@@ -500,15 +511,39 @@ class DockerOptions(LauncherOptions):
         ImportError
             If Docker's SDK is not installed.
         """
+        return self.of(timeout=workers.timeout or START_TIMEOUT)
+
+    @property
+    def here(self) -> bool:
+        """Only those in no other network of Docker's are."""
+        return self.network == HOST
+
+    def at(self, site: Site) -> SiteLauncher:
+        """Make the launcher of the pool at a site: its agent starts the containers, on the control host."""
+        return SiteLauncher(site, "docker", options=self.model_dump(mode="json", exclude_unset=True))
+
+    def of(self, *, host: str | None = None, timeout: float = START_TIMEOUT) -> DockerLauncher:
+        """Make the launcher that does as these options say.
+
+        Parameters
+        ----------
+        host : str, optional
+        timeout : float
+            As of `DockerLauncher`.
+
+        Raises
+        ------
+        ImportError
+            If Docker's SDK is not installed.
+        """
         try:
             import_module("docker")
         except ImportError as error:
             raise ImportError(
-                f"The workers of {pool!r} are Docker containers, which takes Docker's SDK: "
+                f"Workers in Docker containers take Docker's SDK where they are started: "
                 f"pip install 'intake-pools[docker]' ({error})."
             ) from None
         return DockerLauncher(
-            pool,
             self.image,
             self.mounts,
             self.network,
@@ -516,5 +551,6 @@ class DockerOptions(LauncherOptions):
             self.python,
             self.options,
             self.daemon,
-            workers.timeout or START_TIMEOUT,
+            host,
+            timeout,
         )
