@@ -53,6 +53,10 @@ class PoolLoad:
     """Seconds since anything was to be done in it, or somebody asked for it."""
     workers: tuple[WorkerLoad, ...] = ()
 
+    def message(self) -> dict[str, Any]:
+        """Make plain values of it; not by `dataclasses.asdict`, which copies each of many numbers deeply."""
+        return {**vars(self), "workers": [dict(vars(worker)) for worker in self.workers]}
+
     @classmethod
     def of(cls, message: Mapping[str, Any]) -> PoolLoad:
         """Make one of what arrived over the wire."""

@@ -189,7 +189,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             "supplies": {pool: asdict(supply) for pool, supply in supplies.items()},
             "failed": {pool: supply.failed for pool, supply in supplies.items() if supply.failed},
             "wanted": {pool: now - missing.since for pool, missing in self._missing.items()},
-            "loads": {pool: asdict(load) for pool, load in loads.items()},
+            "loads": {pool: load.message() for pool, load in loads.items()},
             "mismatched": dict(self.mismatched),
         }
 
@@ -331,7 +331,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         return {
             "wanted": [pool for pool in sorted(self._missing) if self._may_come(pool)],
             "rejected": rejected,
-            "loads": {pool: asdict(load) for pool, load in loads.items()},
+            "loads": {pool: load.message() for pool, load in loads.items()},
         }
 
     def _may_come(self, pool: str) -> bool:

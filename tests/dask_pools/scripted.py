@@ -42,7 +42,8 @@ class Scripted:
 
     The words: ``"refuse <text>"`` raises OSError with that text; ``"hang"`` never returns; ``"queue"``
     returns at once, and the worker comes when `deliver` is called, stopped or not; ``"pool <name>"``
-    delivers a worker of that pool instead of the one asked for.
+    delivers a worker of that pool instead of the one asked for; ``"lifetime <time>"`` one that leaves after
+    that time, as those of a queue with a time limit do.
     """
 
     def __init__(self, *script: str, delay: float = 0.0) -> None:
@@ -69,7 +70,8 @@ class Scripted:
             self._queued[name] = launched, scheduler, shape
             return launched
         resources = {f"pool-{rest}": 1.0} if word == "pool" else shape.resources
-        launched.worker = await self._worker(scheduler, name, shape, resources)
+        lifetime = rest if word == "lifetime" else None
+        launched.worker = await self._worker(scheduler, name, shape, resources, lifetime)
         return launched
 
     async def deliver(self, name: str) -> Worker:
@@ -79,7 +81,12 @@ class Scripted:
         return launched.worker
 
     async def _worker(
-        self, scheduler: str, name: str, shape: WorkerShape, resources: Mapping[str, float]
+        self,
+        scheduler: str,
+        name: str,
+        shape: WorkerShape,
+        resources: Mapping[str, float],
+        lifetime: str | None = None,
     ) -> Worker:
         return await Worker(
             scheduler,
@@ -90,6 +97,7 @@ class Scripted:
             dashboard=False,
             dashboard_address="127.0.0.1:0",
             memory_limit=0,
+            lifetime=lifetime,
         )
 
 

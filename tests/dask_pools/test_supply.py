@@ -145,6 +145,16 @@ def test_workers_killed_in_the_middle_of_a_calculation_are_replaced_and_it_is_ri
         assert len(launcher.asked) == 3
 
 
+def test_workers_whose_time_is_up_in_the_middle_of_a_calculation_are_replaced_and_it_is_right(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(pool_cluster, "LASTING", 0)  # as if they had run for long
+    launcher = Scripted("lifetime 1s", "lifetime 1s")
+    with cluster_of(ecmwf=PoolSpec(launcher, workers=2)) as cluster, cluster.get_client() as client:
+        assert client.compute(numbers("ecmwf", 80, 0.05).sum()).result(timeout=60) == 3160
+        assert eventually(lambda: len(launcher.asked) == 4 and len(cluster.pools["ecmwf"]) == 2)
+
+
 def test_two_clients_that_ask_at_once_are_one_request():
     launcher = Scripted(delay=0.5)
     with cluster_of(ecmwf=PoolSpec(launcher, workers=0)) as cluster:
@@ -171,7 +181,12 @@ def test_a_request_while_the_pool_shrinks_to_nothing_brings_it_up_again():
 def test_hours_are_a_limit():
     spec = PoolSpec(Scripted(), workers=1, max_hours=1e-4)
     with cluster_of(ecmwf=spec) as cluster:
+        with pool("ecmwf"):
+            endless = [cluster.get_client().submit(time.sleep, 0.5, pure=False) for _ in range(20)]
         assert eventually(lambda: "hours of workers are used up (max_hours)" in repr(cluster))
+        # What was in the middle of a calculation ends with the reason, and does not wait for ever.
+        with pytest.raises(PoolUnavailableError, match=r"used up \(max_hours\)"):
+            endless[-1].result(timeout=60)
         assert eventually(lambda: not cluster.scheduler.workers)
         with pytest.raises(PoolUnavailableError, match=r"used up \(max_hours\)"):
             ensure_workers(cluster.get_client(), "ecmwf")
@@ -204,12 +219,12 @@ def test_a_pool_adapts_from_none_to_some_to_none_and_loses_no_result():
         (last,) = cluster.pools["ecmwf"]
         holders = {w.name for t in cluster.scheduler.tasks.values() for w in t.who_has or ()}
         assert holders == {last}
+        # On a slow machine that may be work enough for others to come.
         assert client.compute(held.sum()).result() == 780
-        assert cluster.pools["ecmwf"] == [last]
+        assert last in cluster.pools["ecmwf"]
         del held
         assert eventually(lambda: cluster.pools["ecmwf"] == [])
         assert cluster.pools["eumetsat"] == ["eumetsat-0"]
-        assert len(launcher.asked) == 3
         assert eventually(lambda: all(one.closed for one in launcher.launched))
 
 

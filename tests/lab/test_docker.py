@@ -19,7 +19,7 @@ from distributed import Client
 from namespaces import start_sites
 
 from dask_pools import PoolUnavailableError
-from dask_pools.cluster import PoolCluster, pool_specs
+from dask_pools.cluster import PoolCluster, adopt, pool_specs
 from dask_pools.data_centres import parse
 from documented import shown
 from leftovers import eventually
@@ -122,6 +122,25 @@ def test_containers_of_an_owner_that_is_killed_go_by_themselves(
     owner = subprocess.run([sys.executable, "-c", _OWNER, str(path)], stdout=subprocess.PIPE, text=True)
     assert owner.stdout == "up\n"
     assert eventually(lambda: set(docker.containers()) <= before, 120), docker.containers()
+
+
+def test_containers_of_an_owner_that_is_killed_are_taken_over_with_their_scheduler(
+    docker: Docker, described: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    before = set(docker.containers())
+    path = tmp_path / "data-centres.yaml"
+    path.write_text(described.replace("maximum: 4", "minimum: 1"))
+    script = _OWNER.replace("sys.argv[1]", 'sys.argv[1], scheduler="process", outlives="5 min"')
+    owner = subprocess.run([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout == "up\n"
+    left = set(docker.containers()) - before
+    assert left
+    with adopt() as cluster, cluster.get_client() as client:
+        assert set(docker.containers()) - before == left
+        [worker] = cluster.workers.values()
+        assert client.submit(abs, -1, **in_pool(worker.pool)).result(120) == 1
+    assert set(docker.containers()) <= before
 
 
 def refused(text: str) -> str:

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -821,7 +821,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         events, self._events = self._events, []
         answer = await self.scheduler_comm.pools_supply(
             owner=self._owner,
-            pools={pool: asdict(self._report(pool)) for pool in self._pool_specs},
+            pools={pool: asdict(report) for pool, report in self._reports().items()},
             names={name: worker.pool for name, worker in self.workers.items() if name not in self._leaving},
             dismissed=sorted(self._dismissed),
             events=events,
@@ -836,32 +836,53 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             spec, standing = self._pool_specs.get(pool), self._standings.get(pool)
             if spec is None or standing is None or spec.maximum == 0 or self._planned(pool):
                 continue
-            if not self._report(pool).refuses:
+            if not self._refuses(pool):
                 self._ask_anew(pool)
                 self._plan(pool, max(1, spec.minimum))
         for pool, load in answer["loads"].items():
             if (bounds := self._standings[pool].bounds) is not None:
                 self._adapt(pool, PoolLoad.of(load), bounds)
 
-    def _report(self, pool: str) -> Supply:
-        spec, standing = self._pool_specs[pool], self._standings[pool]
+    def _refuses(self, pool: str) -> bool:
+        """Whether a pool has failed so recently that who asks now is to be told, instead of a new attempt."""
+        standing = self._standings[pool]
+        return standing.failed is not None and (
+            standing.spent or time.monotonic() - standing.failed < REPORT_FAILURE
+        )
+
+    def _reports(self) -> dict[str, Supply]:
+        """Tell of all pools how they stand. There may be many workers, which are looked at once."""
         observed = self.observed
-        requested = [
-            name for name, worker in self.workers.items() if worker.pool == pool and name not in self._leaving
-        ]
-        since = 0.0 if standing.failed is None else time.monotonic() - standing.failed
+        requested: Counter[str] = Counter()
+        starting: Counter[str] = Counter()
+        for name, worker in self.workers.items():
+            if name not in self._leaving:
+                requested[worker.pool] += 1
+                starting[worker.pool] += name not in observed
+        wanted = Counter(
+            spec["options"].get("pool")
+            for name, spec in self.worker_spec.items()
+            if name not in self._retiring
+        )
+        return {
+            pool: self._report(pool, wanted[pool], requested[pool], starting[pool])
+            for pool in self._pool_specs
+        }
+
+    def _report(self, pool: str, wanted: int, requested: int, starting: int) -> Supply:
+        spec, standing = self._pool_specs[pool], self._standings[pool]
         return Supply(
             maximum=spec.maximum,
             provision=spec.provision,
             timeout=spec.timeout,
             askers=spec.askers,
             first=max(1, spec.minimum),
-            wanted=len(self._planned(pool)),
-            requested=len(requested),
-            starting=sum(name not in observed for name in requested),
+            wanted=wanted,
+            requested=requested,
+            starting=starting,
             failed=standing.reason if standing.failed is not None else None,
-            failed_for=since,
-            refuses=standing.failed is not None and (standing.spent or since < REPORT_FAILURE),
+            failed_for=0.0 if standing.failed is None else time.monotonic() - standing.failed,
+            refuses=self._refuses(pool),
             idle=None if standing.bounds is None else standing.bounds.idle,
             hours=standing.seconds / 3600,
         )

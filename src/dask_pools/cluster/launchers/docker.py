@@ -14,7 +14,7 @@ import os
 import posixpath
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -154,6 +154,29 @@ class DockerLauncher:
             raise
         return worker
 
+    async def find(
+        self, scheduler: str, name: str, shape: WorkerShape, handle: Mapping[str, Any]
+    ) -> DockerWorker:
+        """Find a container again.
+
+        Raises
+        ------
+        LookupError
+            If it is no more.
+        """
+        return await _result(_in_thread(lambda: self._find(handle["container"])))
+
+    def _find(self, container_id: str) -> DockerWorker:
+        from docker.errors import NotFound
+
+        client = _connect(self.daemon)
+        try:
+            container = client.containers.get(container_id)
+            return DockerWorker(client, container, container.attach(stream=True, logs=True))
+        except NotFound:
+            client.close()
+            raise LookupError("its container is no more") from None
+
     def _start(self, scheduler: str, name: str, shape: WorkerShape) -> DockerWorker:
         from docker.errors import DockerException, ImageNotFound
 
@@ -261,6 +284,11 @@ class DockerWorker:
         self._said = ""
         self._hearing = _in_thread(lambda: self._hear(output))
         self._ending = _in_thread(lambda: container.wait(timeout=None, condition="removed"))
+
+    @property
+    def handle(self) -> dict[str, Any]:
+        """What `DockerLauncher.find` finds it by."""
+        return {"container": self._container.id}
 
     def _hear(self, output: Iterable[bytes]) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
