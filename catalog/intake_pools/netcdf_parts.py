@@ -20,29 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["can_be_parted", "closure", "group_of", "open_part"]
 
-# What a call of xarray.open_dataset may say besides; whoever says more gets all of the file.
+# What xarray decodes variables by.
 _DECODING = frozenset(
-    ("decode_cf", "mask_and_scale", "decode_times", "decode_timedelta", "use_cftime", "concat_characters",
-     "decode_coords", "drop_variables", "create_default_indexes")
+    ("mask_and_scale", "decode_times", "decode_timedelta", "use_cftime", "concat_characters")
 )  # fmt: skip
-
-
-class _Part(NetCDF4DataStore):
-    """Shows some variables of a file."""
-
-    __slots__ = ("only",)
-    only: tuple[str, ...]
-
-    def get_variables(self) -> dict[str, xr.Variable]:
-        """Get those that are asked for, and what they are decoded by."""
-        file = self.ds
-        return {
-            name: self.open_store_variable(name, file.variables[name]) for name in closure(file, self.only)
-        }
-
-    def get_attrs(self) -> dict[str, Any]:
-        """Get none: nobody asks for them."""
-        return {}
+# What else a call of xarray.open_dataset may say; whoever says more gets all of the file.
+_BESIDE = frozenset(("decode_cf", "decode_coords", "drop_variables", "create_default_indexes", "group"))
 
 
 def closure(file: netCDF4.Dataset, names: Iterable[str]) -> list[str]:
@@ -64,7 +47,7 @@ def closure(file: netCDF4.Dataset, names: Iterable[str]) -> list[str]:
 
 def can_be_parted(engine: str | None, xarray_kwargs: Mapping[str, Any]) -> bool:
     """Whether variables of a local file can be opened by themselves, by what is said about it."""
-    return engine == "netcdf4" and _DECODING.union(["group"]).issuperset(xarray_kwargs)
+    return engine == "netcdf4" and (_DECODING | _BESIDE).issuperset(xarray_kwargs)
 
 
 @contextmanager
@@ -77,17 +60,22 @@ def group_of(path: str, group: str) -> Iterator[netCDF4.Dataset]:
 
 
 def open_part(path: str, names: Iterable[str], xarray_kwargs: Mapping[str, Any]) -> xr.Dataset:
-    """Open some variables of a file, lazily, as `xarray.open_dataset` opens them.
-
-    Attributes of the file are left out.
-    """
-    options = dict(xarray_kwargs)
+    """Open some variables of a file, lazily and without indexes, decoded as `xarray.open_dataset` does it."""
+    options = {name: value for name, value in xarray_kwargs.items() if name in _DECODING}
     with LOCK:
-        group = options.pop("group", None)
-        store = _Part.open(path, group=group, lock=LOCK)  # type: ignore[no-untyped-call]
-        store.only = tuple(names)
+        store = NetCDF4DataStore.open(  # type: ignore[no-untyped-call]
+            path, group=xarray_kwargs.get("group"), lock=LOCK
+        )
         try:
-            return xr.open_dataset(store, engine="store", chunks=None, cache=False, **options)
+            file = store.ds
+            variables: Mapping[Any, xr.Variable] = {
+                name: store.open_store_variable(name, file.variables[name]) for name in closure(file, names)
+            }
+            if xarray_kwargs.get("decode_cf") is not False:
+                variables, _, _ = xr.conventions.decode_cf_variables(variables, {}, **options)
         except BaseException:
             store.close()
             raise
+    dataset = xr.Dataset(coords=xr.Coordinates(variables, indexes={}))
+    dataset.set_close(store.close)
+    return dataset

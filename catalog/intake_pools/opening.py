@@ -467,8 +467,7 @@ def _batch(
             (file,) = map(stores.reopened, sources)
             dataset = recipes.dataset_of(file, entry, limits, eager_data=limits.data)
             return _Batch((State(file.source, file.version),), (dataset,))
-        series = Series(entry, limits)
-        states, datasets = zip(*map(series.open, sources), strict=True) if sources else ((), ())
+        states, datasets = Series(entry, limits).open(sources, together)
         # What a field is can be told from all files only.
         if not together or len(datasets) < 2 or entry.patterns:
             return _Batch(states, datasets)

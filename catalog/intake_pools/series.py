@@ -10,7 +10,7 @@ it would matter.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class _Model:
 
     Attributes
     ----------
+    state : State
     marks : hashable
         Of all that has to be the same in files that are alike.
     dataset : xarray.Dataset
@@ -47,14 +48,35 @@ class _Model:
         Chunks of the others, by name and shape.
     """
 
+    state: State
     marks: Hashable
     dataset: xr.Dataset
     stored: dict[str, xr.Variable]
     grids: dict[tuple[Hashable, tuple[int, ...]], Chunks] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Alike:
+    """What a file has of its own that is like a model.
+
+    Attributes
+    ----------
+    state : State
+    shapes : dict
+        Of its variables, by name.
+    values : dict of xarray.Variable
+        Those that come along with their values, where they differ from the model's.
+    attrs : dict
+    """
+
+    state: State
+    shapes: dict[str, tuple[int, ...]]
+    values: dict[str, xr.Variable]
+    attrs: dict[str, Any]
+
+
 class Series:
-    """Opens files of one entry, one after the other.
+    """Opens files of one entry.
 
     Parameters
     ----------
@@ -67,19 +89,48 @@ class Series:
         # Small data variables of many files would be many bytes; and they are combined by indexes.
         self._limits = replace(limits, index=math.inf)
         self._indexes = SharedIndexes()
-        self._model: _Model | None = None
 
-    def open(self, source: Source) -> tuple[State, xr.Dataset]:
-        """Open a file: its state, and a Dataset of mosaics."""
-        if self._model is not None and self._may_be_alike(source):
-            state = State(source, stores.version_of(source))
-            if (alike := self._alike(state, self._model)) is not None:
-                return state, alike
-        file = stores.reopened(source)
-        dataset = recipes.dataset_of(file, self._entry, self._limits, eager_data=False, shared=self._indexes)
-        state = State(source, file.version)
-        self._model = _model_of(state, dataset) if self._may_be_alike(source) else None
-        return state, dataset
+    def open(
+        self, sources: Iterable[Source], together: bool = True
+    ) -> tuple[tuple[State, ...], tuple[xr.Dataset, ...]]:
+        """Open files.
+
+        Parameters
+        ----------
+        sources : iterable of Source
+        together : bool, optional
+            Whether files that are alike and follow one another may be one Dataset.
+
+        Returns
+        -------
+        states : tuple of State
+            Of all files.
+        datasets : tuple of xarray.Dataset
+            Of mosaics, in the order of the files.
+        """
+        states: list[State] = []
+        datasets: list[xr.Dataset] = []
+        model: _Model | None = None
+        alike: list[_Alike] = []
+        for source in sources:
+            may_be_alike = self._may_be_alike(source)
+            if model is not None and may_be_alike:
+                state = State(source, stores.version_of(source))
+                if (file := _compared(state, model)) is not None:
+                    states.append(state)
+                    alike.append(file)
+                    continue
+            datasets += self._datasets(model, alike, together)
+            opened = stores.reopened(source)
+            dataset = recipes.dataset_of(
+                opened, self._entry, self._limits, eager_data=False, shared=self._indexes
+            )
+            states.append(State(source, opened.version))
+            model, alike = (_model_of(states[-1], dataset) if may_be_alike else None), []
+            if model is None:
+                datasets.append(dataset)
+        datasets += self._datasets(model, alike, together)
+        return tuple(states), tuple(datasets)
 
     def _may_be_alike(self, source: Source) -> bool:
         """Whether it is of a kind that is compared; fields of a pattern would have to be told apart."""
@@ -89,50 +140,129 @@ class Series:
             and _READING.issuperset(source.xarray_kwargs)
         )
 
-    def _alike(self, state: State, model: _Model) -> xr.Dataset | None:
-        """Make the Dataset of a file that is like another one; None if it is not."""
-        stores.forget_others(state.source, state.version)
-        with LOCK, netcdf_parts.group_of(state.source.url, state.source.group) as file:
-            if _marks(file, model.dataset) != model.marks:
-                return None
-            shapes = {name: variable.shape for name, variable in file.variables.items()}
-            stored = {name: _as_stored(file.variables[name], known) for name, known in model.stored.items()}
-            attrs = {name: file.getncattr(name) for name in file.ncattrs()}
-        values = _decoded({name: one for name, one in stored.items() if one is not model.stored[name]}, state)
-        variables: dict[Hashable, xr.Variable] = {}
-        indexes: dict[Hashable, Any] = {}
-        for name, known in model.dataset.variables.items():
-            if name in values and values[name].dtype != known.dtype:
-                return None
-            if name in model.dataset.xindexes:
-                variables[name], indexes[name] = (
-                    self._indexes.of(name, values[name])
-                    if name in values
-                    else (known, model.dataset.xindexes[name])
-                )
-            elif name in model.stored:
-                variables[name] = values.get(str(name), known)
-            else:
-                variables[name] = self._mosaic(state, name, model, shapes[str(name)])
-        if "coordinates" not in model.dataset.attrs:  # it says which variables are
-            attrs.pop("coordinates", None)
-        made = recipes.with_variables(model.dataset, variables, indexes, attrs)
-        return recipes.from_file(made, state.source.url, self._entry)
+    def _datasets(self, model: _Model | None, alike: Sequence[_Alike], together: bool) -> list[xr.Dataset]:
+        """Make the Datasets of a model and the files that are like it."""
+        if model is None:
+            return []
+        if together and alike and (one := self._side_by_side(model, alike)) is not None:
+            return [one]
+        return [model.dataset, *(self._dataset(model, file) for file in alike)]
 
-    def _mosaic(self, state: State, name: Hashable, model: _Model, shape: tuple[int, ...]) -> xr.Variable:
-        known = model.dataset.variables[name]
-        encoding = {**known.encoding, "source": state.source.url, "original_shape": shape}
+    def _dataset(self, model: _Model, file: _Alike) -> xr.Dataset:
+        variables: dict[Hashable, xr.Variable] = {}
+        indexes: dict[Hashable, Any] = dict(model.dataset.xindexes)
+        for name, known in model.dataset.variables.items():
+            if name in model.stored:
+                variables[name] = file.values.get(str(name), known)
+                if name in indexes and name in file.values:
+                    variables[name], indexes[name] = self._indexes.of(name, variables[name])
+            else:
+                shape = file.shapes[str(name)]
+                mosaic = mosaic_of(file.state, name, known.dtype, self._grid(model, name, shape))
+                encoding = {**known.encoding, "source": file.state.source.url, "original_shape": shape}
+                variables[name] = xr.Variable(known.dims, mosaic, known.attrs, encoding)
+        made = recipes.with_variables(model.dataset, variables, indexes, file.attrs)
+        return recipes.from_file(made, file.state.source.url, self._entry)
+
+    def _grid(self, model: _Model, name: Hashable, shape: tuple[int, ...]) -> Chunks:
         if (grid := model.grids.get((name, shape))) is None:
-            like = xr.Variable(known.dims, np.broadcast_to(np.zeros((), known.dtype), shape), None, encoding)
+            known = model.dataset.variables[name]
+            like = xr.Variable(
+                known.dims, np.broadcast_to(np.zeros((), known.dtype), shape), None, known.encoding
+            )
             grid = recipes.chunks_of(like, self._entry.chunks, self._limits.chunk, self._limits.automatic)
             model.grids[name, shape] = grid
-        return xr.Variable(known.dims, mosaic_of(state, name, known.dtype, grid), known.attrs, encoding)
+        return grid
 
+    def _side_by_side(self, model: _Model, files: Sequence[_Alike]) -> xr.Dataset | None:
+        """Make one Dataset of files that follow one another, the model first; None if they might not.
+
+        It is the one that xarray makes of theirs; where one of its rules would have to be applied, that is
+        left to xarray.
+        """
+        differing = {name for file in files for name in file.values}
+        if len(differing) != 1:
+            return None
+        (along,) = differing
+        first = model.dataset
+        options = self._entry.combining
+        nested = options.get("combine", "nested" if "concat_dim" in options else "by_coords") == "nested"
+        if (
+            along not in first.xindexes
+            or not _SETTLED.issuperset(options)
+            or options.get("combine_attrs", "override") != "override"
+            or options.get("combine", "nested") not in ("nested", "by_coords")
+            or (options.get("concat_dim") != along if nested else "concat_dim" in options)
+        ):
+            return None
+        pieces = [first.variables[along], *(file.values.get(along, first.variables[along]) for file in files)]
+        values = np.concatenate([piece.values for piece in pieces])
+        coordinate = xr.Variable((along,), values, pieces[0].attrs, pieces[0].encoding)
+        made = xr.Coordinates({along: coordinate})
+        index = made.xindexes[along].to_pandas_index()
+        if not nested and not (index.is_monotonic_increasing and index.is_unique):
+            return None
+        variables: dict[Hashable, xr.Variable] = {along: made.variables[along]}
+        for name, known in first.variables.items():
+            if name not in model.stored:
+                if (one := self._laid_out(model, str(name), along, files)) is None:
+                    return None
+                variables[name] = one
+            elif name not in first.xindexes:
+                if along in known.dims or name not in first.coords:
+                    return None
+                variables[name] = xr.Variable(known.dims, known.values, known.attrs)
+        indexes = {**first.xindexes, along: made.xindexes[along]}
+        combined = recipes.with_variables(first, variables, indexes)
+        if not nested:
+            combined.encoding = {}
+        return combined
+
+    def _laid_out(self, model: _Model, name: str, along: str, files: Sequence[_Alike]) -> xr.Variable | None:
+        """Lay the pieces of a variable along a dimension; None if they do not fit, or it has no such one."""
+        known = model.dataset.variables[name]
+        if along not in known.dims:
+            return None
+        axis = known.dims.index(along)
+        shapes = [known.shape, *(file.shapes[name] for file in files)]
+        if len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) > 1:
+            return None
+        grids = [self._grid(model, name, shape) for shape in shapes]
+        states = np.empty(
+            [len(shapes) if number == axis else 1 for number in range(known.ndim)], dtype=object
+        )
+        states.flat[:] = [model.state, *(file.state for file in files)]
+        grid = tuple(
+            tuple(one[axis] for one in grids) if number == axis else (grids[0][number],)
+            for number in range(known.ndim)
+        )
+        return xr.Variable(known.dims, Mosaic(name, known.dtype, states, grid), known.attrs, known.encoding)
+
+
+# What may be said about combining where files follow one another: it is what becomes of what they do not.
+_SETTLED = frozenset(("combine", "concat_dim", "data_vars", "join", "combine_attrs"))
 
 # What may be said to xarray about files that are compared.
 _READING = frozenset(
     ("mask_and_scale", "decode_times", "decode_timedelta", "use_cftime", "drop_variables", "group")
 )
+
+
+def _compared(state: State, model: _Model) -> _Alike | None:
+    """Compare a file with another one; None if it is not alike."""
+    stores.forget_others(state.source, state.version)
+    with LOCK, netcdf_parts.group_of(state.source.url, state.source.group) as file:
+        if _marks(file, model.dataset) != model.marks:
+            return None
+        shapes = {name: variable.shape for name, variable in file.variables.items()}
+        stored = {name: _as_stored(file.variables[name], known) for name, known in model.stored.items()}
+        attrs = {name: file.getncattr(name) for name in file.ncattrs()}
+    values = _decoded({name: one for name, one in stored.items() if one is not model.stored[name]}, state)
+    if any(one.dtype != model.dataset.variables[name].dtype for name, one in values.items()):
+        return None
+    if "coordinates" not in model.dataset.attrs:  # it says which variables are
+        attrs.pop("coordinates", None)
+    return _Alike(state, shapes, values, attrs)
 
 
 def _model_of(state: State, dataset: xr.Dataset) -> _Model | None:
@@ -155,7 +285,7 @@ def _model_of(state: State, dataset: xr.Dataset) -> _Model | None:
         for name in beside:
             variable = store.open_store_variable(name, file.variables[name])
             stored[name] = xr.Variable(variable.dims, variable.values, variable.attrs, variable.encoding)
-        return _Model(_marks(file, dataset), dataset, stored)
+        return _Model(state, _marks(file, dataset), dataset, stored)
 
 
 def _marks(file: netCDF4.Dataset, dataset: xr.Dataset) -> Hashable:

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+# Else gcsfs asks Google of which kind a bucket is, by gRPC, whatever endpoint it is given; it looks at this
+# when it is imported.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
 
 @pytest.fixture
 def lazily() -> Iterator[None]:

@@ -3,13 +3,16 @@
 import json
 import logging
 import socket
+import urllib.parse
 import urllib.request
 import uuid
 
 import dask
 import fsspec
 import pytest
+import xarray as xr
 
+from dask_pools import get_pool
 from dask_pools.errors import UnlocatedError
 from intake_pools import load_from_catalog
 from intake_pools.locate import locate
@@ -39,7 +42,7 @@ def test_the_region_of_a_bucket_is_asked_of_its_store_if_that_is_switched_on(end
 
 @pytest.fixture(scope="module")
 def google():
-    """Google's store as an emulator has it: its answers about buckets, which are all that is asked for."""
+    """Google's store as an emulator has it."""
     pytest.importorskip("gcsfs")
     from gcp_storage_emulator.server import create_server
 
@@ -78,6 +81,26 @@ def test_the_region_of_a_bucket_of_googles_is_asked_of_its_store(google, region,
         found = locate(f"gcs://{name}/a", data_centres=known, storage_options=options)
     assert found.data_centre == "gcp"
     assert "of the region that the store names: us-central1" in found.evidence
+
+
+@pytest.mark.parametrize("suffix", ["zarr", "nc"])
+def test_data_in_googles_store_is_opened_and_read(google, alone, lazily, forecast, write, tmp_path, suffix):
+    """As far as an emulator goes: neither Google's own answers nor its credentials were ever met."""
+    write(forecast, tmp_path / f"a.{suffix}", "zarr2" if suffix == "zarr" else "netcdf4")
+    bucket = f"ecmwf-{uuid.uuid4().hex}"
+    store = f"{google}/upload/storage/v1/b/{bucket}/o?uploadType=media&name="
+    sent = [(f"{google}/storage/v1/b?project=p", json.dumps({"name": bucket}).encode(), "application/json")]
+    for path in (file for file in tmp_path.rglob("*") if file.is_file()):
+        name = urllib.parse.quote(str(path.relative_to(tmp_path)), safe="")
+        sent.append((store + name, path.read_bytes(), "application/octet-stream"))
+    for url, data, kind in sent:
+        request = urllib.request.Request(url, data, {"Content-Type": kind}, method="POST")
+        urllib.request.urlopen(request).close()
+    known = {"data_centres": {"ecmwf": {"prefixes": ["gs://ecmwf-"]}}}
+    options = {"token": "anon", "project": "p", "endpoint_url": google}
+    opened = load_from_catalog(f"gcs://{bucket}/a.{suffix}", data_centres=known, storage_options=options)
+    assert get_pool(opened) == "ecmwf"
+    xr.testing.assert_allclose(opened.compute(), forecast)
 
 
 def test_a_store_that_does_not_answer_locates_nothing(endpoint):

@@ -163,10 +163,9 @@ def compare(tmp_path: Path, examined: list[str]) -> Callable[..., list[str]]:
 
     def compare(*files: Source) -> list[str]:
         entry = entry_of(str(tmp_path / "*.nc"), data_centre="ecmwf")
-        series = Series(entry, LIMITS)
-        opened = [series.open(file) for file in files]
+        states, datasets = Series(entry, LIMITS).open(files, together=False)
         examined_ones = list(examined)
-        for file, (state, dataset) in zip(files, opened, strict=True):
+        for file, state, dataset in zip(files, states, datasets, strict=True):
             whole = stores.reopened(file)
             assert state == stores.State(file, whole.version)
             assert_same(dataset, recipes.dataset_of(whole, entry, LIMITS, eager_data=False))
@@ -206,6 +205,65 @@ def test_a_file_that_is_unlike_the_first_is_examined(tmp_path, compare, what):
     assert compare(*files) == ["0.nc", "1.nc"]
 
 
+COMBINING: list[dict[str, Any]] = [
+    {}, {"combine": "nested", "concat_dim": "time"}, {"concat_dim": "time", "data_vars": "minimal"},
+    {"data_vars": "all", "join": "exact"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("combining", COMBINING)
+def test_files_that_follow_one_another_are_what_xarray_combines(tmp_path, combining):
+    files = []
+    for number, steps in enumerate([4, 4, 7, 5]):
+        one = made(2 * number, steps).drop_vars(["crs", "lat"])
+        files.append(write(tmp_path / f"{number}.nc", one))
+    entry = entry_of(str(tmp_path / "*.nc"), data_centre="ecmwf", xarray_kwargs=combining)
+    states, (together,) = Series(entry, LIMITS).open(files)
+    again, apart = Series(entry, LIMITS).open(files, together=False)
+    assert states == again
+    assert len(apart) == 4
+    assert_same(together, recipes.combined(apart, entry))
+
+
+def change_order(name: str, parts: list[xr.Dataset]) -> tuple[list[xr.Dataset], dict[str, Any]]:
+    """Three parts that do not just follow one another."""
+    match name:
+        case "not in their order":
+            return parts[::-1], {}
+        case "at the same times":
+            return [parts[0], parts[0], parts[1]], {}
+        case "times of one backwards":
+            return [parts[0].isel(time=slice(None, None, -1)), *parts[1:]], {}
+        case "another coordinate differs":
+            return [parts[0], parts[1].assign_coords(height=3.0), parts[2]], {}
+        case "a new dimension":
+            return parts, {"concat_dim": "run"}
+        case "all coordinates":
+            return parts, {"coords": "all"}
+        case "attributes":
+            return parts, {"combine_attrs": "drop"}
+        case "no comparison":
+            return parts, {"compat": "override", "coords": "minimal"}
+        case _:
+            return [one.assign(crs=5) for one in parts], {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "not in their order", "at the same times", "times of one backwards", "another coordinate differs",
+        "a new dimension", "all coordinates", "attributes", "no comparison",
+        "a variable without time",
+    ],
+)  # fmt: skip
+def test_whatever_takes_one_of_its_rules_is_left_to_xarray(tmp_path, name):
+    parts, combining = change_order(name, [made(number).drop_vars(["crs", "lat"]) for number in range(3)])
+    files = [write(tmp_path / f"{number}.nc", one) for number, one in enumerate(parts)]
+    entry = entry_of(str(tmp_path / "*.nc"), data_centre="ecmwf", xarray_kwargs=combining)
+    _, datasets = Series(entry, LIMITS).open(files)
+    assert len(datasets) == 3
+
+
 def test_texts_are_left_to_xarray(tmp_path, compare):
     files = []
     for number in range(2):
@@ -216,12 +274,12 @@ def test_texts_are_left_to_xarray(tmp_path, compare):
 
 def test_a_file_that_is_gone_or_broken_is_said_as_before(tmp_path):
     series = Series(entry_of(str(tmp_path / "*.nc"), data_centre="ecmwf"), LIMITS)
-    series.open(write(tmp_path / "0.nc", made(0)))
+    first = write(tmp_path / "0.nc", made(0))
     (tmp_path / "1.nc").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     with pytest.raises(OSError, match=r"HDF|NetCDF"):
-        series.open(source(tmp_path / "1.nc"))
+        series.open([first, source(tmp_path / "1.nc")])
     with pytest.raises(FileNotFoundError):
-        series.open(Source(str(tmp_path / "2.nc"), "netcdf4", {}, {}, "token"))
+        series.open([first, Source(str(tmp_path / "2.nc"), "netcdf4", {}, {}, "token")])
 
 
 def never(found: str) -> Exception:
@@ -279,8 +337,6 @@ def test_a_part_of_a_file_that_was_written_anew_is_not_read_as_it_was(tmp_path, 
         stores.opened(file, version, changed, "t")
     assert read(file, "t").equals(made(1)["t"].variable)
     # And a series, whatever this process has open of the old one.
-    series = Series(entry_of(str(tmp_path / "*.nc"), data_centre="ecmwf"), LIMITS)
-    for number in (2, 3):
-        series.open(write(tmp_path / f"{number}.nc", made(number)))
-    _, dataset = series.open(file)
+    files = [write(tmp_path / "0_.nc", made(0)), file]
+    _, (*_, dataset) = Series(entry_of("*", data_centre="ecmwf"), LIMITS).open(files, together=False)
     assert dataset["time"].equals(made(1)["time"])
