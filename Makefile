@@ -8,7 +8,7 @@ TEST_ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lab lab bench bench-lab lint typecheck clean venv
+.PHONY: help demo test test-lab lab lab-image bench bench-lab lint typecheck clean venv
 # A recipe that fails half-way must not leave its target behind, looking finished.
 .DELETE_ON_ERROR:
 
@@ -28,18 +28,22 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/dask pools demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest --ignore=tests/lab $(TEST_ARGS)
+	$(BIN)/pytest --ignore=tests/lab --numprocesses 2 --dist loadfile $(TEST_ARGS)
 
 # Status 5 is pytest's "no tests were collected".
 test-lab: $(VENV)/.installed-dev
 	@mkdir -p tests/lab
 	$(BIN)/pytest tests/lab $(TEST_ARGS) || { status=$$?; [ $$status -eq 5 ] || exit $$status; }
 
+# What the tests with Docker would otherwise wait for; see tests/lab/containers.py.
+lab-image: $(VENV)/.installed-dev
+	$(BIN)/python tests/lab/containers.py
+
 lab: $(VENV)/.installed-dev
 	@$(BIN)/python tests/lab/prompt.py
 
 # Those that need the lab's network; `make bench` runs the others.
-LAB_BENCHMARKS := benchmarks/mesh.py
+LAB_BENCHMARKS := benchmarks/mesh.py benchmarks/original_table.py
 
 bench: BENCHMARKS = $(filter-out $(LAB_BENCHMARKS),$(wildcard benchmarks/*.py))
 bench-lab: BENCHMARKS = $(LAB_BENCHMARKS)
@@ -58,7 +62,7 @@ typecheck: $(VENV)/.installed-dev
 venv: $(VENV)/.installed-dev
 
 clean:
-	rm -rf $(VENV) .oldest-dask build dist demo.png .mypy_cache .pytest_cache .ruff_cache dask-scratch-space
+	rm -rf $(VENV) .lab-docker .oldest-dask build dist demo.png .mypy_cache .pytest_cache .ruff_cache dask-scratch-space
 	find src catalog tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip and not python is the target: where ensurepip is missing, `python3 -m venv` leaves a python behind

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import Client
@@ -14,6 +14,14 @@ from dask_pools.cluster import LocalPools
 from leftovers import children, eventually
 
 REPORT = pytest.StashKey[pytest.TestReport]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Clusters of the tests are written down in a place of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -59,14 +67,25 @@ def pytest_runtest_makereport(
     return report
 
 
+LEFT = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a process of pytest-xdist left behind, told to the main one, which alone can fail the run."""
+    node.config.stash.setdefault(LEFT, []).extend(getattr(node, "workeroutput", {}).get("left", []))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run that leaves processes behind."""
-    distributing = getattr(session.config.option, "numprocesses", None)
-    if distributing and "PYTEST_XDIST_WORKER" not in os.environ:
-        return  # the children of pytest-xdist's own main process are its workers
-    eventually(lambda: not children(), 5)
-    if left := children():
+    left = session.config.stash.setdefault(LEFT, [])
+    if not getattr(session.config.option, "numprocesses", None):  # else they are pytest-xdist
+        eventually(lambda: not children(), 5)
+        for process in children():
+            left.append(str(process))
+            process.kill()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = left
+    elif left:
         session.config.get_terminal_writer().line(f"\nProcesses left behind: {left}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        for process in left:
-            process.kill()

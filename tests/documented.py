@@ -5,22 +5,23 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["PAGES", "files", "shown"]
+__all__ = ["DOCS", "PAGES", "files", "shown"]
 
-PAGES = Path(__file__).parents[1] / "docs" / "launchers"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = DOCS / "launchers"
 
 _COMPLETE = "# data-centres.yaml\n"
 
 
-def files(page: str) -> list[str]:
-    """Every data-centres file of a page on launchers."""
-    text = (PAGES / f"{page}.md").read_text()
-    return re.findall(rf"```yaml\n((?:{_COMPLETE})?data_centres:\n.*?)```", text, re.DOTALL)
+def files(page: Path) -> list[str]:
+    """Every data-centres file of a page."""
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    return [text for text in blocks if re.search(r"^data_centres:$", text, re.MULTILINE)]
 
 
 def shown(page: str, **replaced: str) -> str:
     """The complete data-centres file of a page, with words replaced that are not so on a test's machine."""
-    [text] = [text for text in files(page) if text.startswith(_COMPLETE)]
+    [text] = [text for text in files(PAGES / f"{page}.md") if text.startswith(_COMPLETE)]
     for word in replaced:
         assert word in text, f"{page}.md shows no {word}"
     # All at once: what is put in may have some of the other words in it.

@@ -61,6 +61,8 @@ class OnNetwork(BaseModel):
         Site through which it talks to others that only go out; None for one that is chosen.
     relays : bool
         Whether others that only go out may talk through it.
+    preshared_key : bool
+        Whether each of its tunnels has one more key, which the two ends share.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -70,6 +72,7 @@ class OnNetwork(BaseModel):
     udp_port: Port | None = None
     relay: str | None = None
     relays: bool = True
+    preshared_key: bool = False
 
     @field_validator("endpoint")
     @classmethod

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,18 +65,25 @@ class Channel:
 
 
 @pytest.fixture
-def attach(tmp_path: Path) -> Iterator[Callable[..., Channel]]:
+def directory() -> Iterator[Path]:
+    """A directory for agents. Sockets have short paths, and pytest's own directories long ones."""
+    with tempfile.TemporaryDirectory(prefix="agent-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def attach(directory: Path) -> Iterator[Callable[..., Channel]]:
     """Attach to the agent of a cluster; it is gone, with all that it made, when the test is over."""
     channels = []
 
     def make(*arguments: str) -> Channel:
-        channels.append(Channel(tmp_path, *arguments))
+        channels.append(Channel(directory, *arguments))
         return channels[-1]
 
     yield make
     for channel in channels:
         channel.close()
-    home = Home(CLUSTER, str(tmp_path))
+    home = Home(CLUSTER, str(directory))
     assert eventually(lambda: not home.in_use(), 60)
 
 
@@ -100,14 +108,14 @@ def gone(processes: list[psutil.Process]) -> Callable[[], bool]:
     return lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
 
 
-def test_it_outlives_its_channel_and_is_found_again(attach, pools, tmp_path):
+def test_it_outlives_its_channel_and_is_found_again(attach, pools, directory):
     first = attach()
     welcome = first.greet()
     assert (welcome.version, welcome.address, welcome.found) == (dask_pools.__version__, "127.0.0.1", False)
     first.say(order(pools))
     assert first.hear(protocol.Done, protocol.Failed) == protocol.Done(number=1)
     assert joined(pools)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path.rglob("*"))}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (directory.rglob("*"))}
     assert modes["socket"] == modes["log"] == 0o600
     assert modes[CLUSTER] == modes[f"dask-pools-{os.getuid()}"] == 0o700
     first.process.kill()
@@ -128,10 +136,10 @@ def test_it_outlives_its_channel_and_is_found_again(attach, pools, tmp_path):
     second.say(protocol.TakeDown(number=3))
     assert second.hear(protocol.Done) == protocol.Done(number=3)
     assert second.hear(protocol.Leaving)
-    assert eventually(lambda: not list(tmp_path.iterdir()), 30)
+    assert eventually(lambda: not list(directory.iterdir()), 30)
 
 
-def test_it_takes_everything_down_when_it_has_lost_its_cluster(attach, pools, tmp_path):
+def test_it_takes_everything_down_when_it_has_lost_its_cluster(attach, pools, directory):
     channel = attach()
     agent = psutil.Process(channel.greet(lost_after=60.0).pid)
     channel.say(order(pools))
@@ -143,11 +151,11 @@ def test_it_takes_everything_down_when_it_has_lost_its_cluster(attach, pools, tm
     channel.greet(lost_after=1.0)
     assert eventually(gone(processes), 60)
     assert "1 s" in channel.hear(protocol.Leaving).reason
-    assert list(tmp_path.iterdir()) == []
+    assert list(directory.iterdir()) == []
     assert eventually(lambda: not joined(pools), 30)
 
 
-def test_killed_outright_its_workers_end_and_the_next_one_tidies_up(attach, pools, tmp_path):
+def test_killed_outright_its_workers_end_and_the_next_one_tidies_up(attach, pools, directory):
     channel = attach()
     agent = psutil.Process(channel.greet().pid)
     channel.say(order(pools))
@@ -157,17 +165,17 @@ def test_killed_outright_its_workers_end_and_the_next_one_tidies_up(attach, pool
     assert eventually(gone(processes), 60)
     with pytest.raises(EOFError):
         channel.hear(protocol.Leaving)
-    (left,) = (tmp_path / f"dask-pools-{os.getuid()}").iterdir()
+    (left,) = (directory / f"dask-pools-{os.getuid()}").iterdir()
     assert {"lock", "socket", "log"} <= {path.name for path in left.iterdir()}
 
     again = attach("--again")
     refusal = again.hear(protocol.Refused)
     assert refusal.gone
     assert "does not run any more" in refusal.reason
-    assert list(tmp_path.iterdir()) == []
+    assert list(directory.iterdir()) == []
 
 
-def test_a_worker_that_does_not_start_is_told_and_leaves_nothing(attach, pools, tmp_path):
+def test_a_worker_that_does_not_start_is_told_and_leaves_nothing(attach, pools, directory):
     channel = attach()
     agent = psutil.Process(channel.greet().pid)
     channel.say(order(pools, directory="/no/such/directory"))
@@ -189,7 +197,7 @@ def test_a_worker_that_does_not_start_is_told_and_leaves_nothing(attach, pools, 
     # A key that was made here is in its file, and nowhere else.
     channel.say(protocol.MakeKey(number=5))
     assert "CERTIFICATE REQUEST" in channel.hear(protocol.SigningRequest, protocol.Failed).request
-    home = Home(CLUSTER, str(tmp_path))
+    home = Home(CLUSTER, str(directory))
     secret = home.key.read_text()
     assert "PRIVATE KEY" in secret
     assert stat.S_IMODE(home.key.stat().st_mode) == 0o600
@@ -197,11 +205,11 @@ def test_a_worker_that_does_not_start_is_told_and_leaves_nothing(attach, pools, 
     assert line not in home.log.read_text()
     assert line not in json.dumps(agent.environ()) + json.dumps(agent.cmdline())
     # Somebody at the host tells it to end.
-    assert f"{CLUSTER}  runs" in run("list", tmp_path)
-    assert run("down", tmp_path) == f"{CLUSTER}  is down\n"
+    assert f"{CLUSTER}  runs" in run("list", directory)
+    assert run("down", directory) == f"{CLUSTER}  is down\n"
     assert "SIGTERM" in channel.hear(protocol.Leaving).reason
     assert eventually(gone([agent]), 30)
-    assert list(tmp_path.iterdir()) == []
+    assert list(directory.iterdir()) == []
 
 
 def run(command: str, directory: Path) -> str:
@@ -230,20 +238,20 @@ def test_what_is_not_of_the_protocol_is_refused_and_the_agent_stays(attach):
     assert last.hear(protocol.Leaving)
 
 
-def test_a_directory_that_others_can_look_into_is_refused(attach, tmp_path):
-    above = tmp_path / f"dask-pools-{os.getuid()}"
+def test_a_directory_that_others_can_look_into_is_refused(attach, directory):
+    above = directory / f"dask-pools-{os.getuid()}"
     above.mkdir()
     above.chmod(0o755)
     assert "not a directory that belongs to you alone" in attach().hear(protocol.Refused).reason
     above.rmdir()
-    above.symlink_to(tmp_path)
+    above.symlink_to(directory)
     assert "not a directory that belongs to you alone" in attach().hear(protocol.Refused).reason
     above.unlink()
 
 
-def test_an_agent_that_is_never_greeted_ends_by_itself(tmp_path, monkeypatch):
+def test_an_agent_that_is_never_greeted_ends_by_itself(directory, monkeypatch):
     monkeypatch.setattr(agents, "UNGREETED", 0.2)
-    home = Home(CLUSTER, str(tmp_path))
+    home = Home(CLUSTER, str(directory))
     assert home.make()
     asyncio.run(agents.Agent(home, {}).serve())
-    assert list(tmp_path.iterdir()) == []
+    assert list(directory.iterdir()) == []

@@ -9,6 +9,7 @@ import shlex
 import sys
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from dask_pools.cluster.launchers import WorkerShape, command, jobqueue
 from dask_pools.cluster.launchers.jobqueue import JobLauncher
 from dask_pools.cluster.launchers.joining import check_private, tls_options, worker_command
 from dask_pools.data_centres import DataCentres, load, parse
-from documented import PAGES, files, shown
+from dask_pools.workers import LAUNCHERS
+from documented import DOCS, PAGES, files, shown
 from leftovers import children, eventually
 
 
@@ -37,10 +39,24 @@ def whoami() -> tuple[str, int, str, int]:
     return worker.name, worker.state.nthreads, os.getenv("OMP_NUM_THREADS", ""), os.nice(0)
 
 
-@pytest.mark.parametrize("page", sorted(path.stem for path in PAGES.glob("*.md")))
+@pytest.mark.parametrize("page", [str(path.relative_to(DOCS)) for path in sorted(DOCS.rglob("*.md"))])
 def test_every_file_that_a_page_shows_is_valid(page: str) -> None:
-    for text in files(page):
-        assert pool_specs(parse(text, f"{page}.md"))
+    for text in files(DOCS / page):
+        known = parse(text, page)
+        if not any(one.site for one in known.data_centres.values()):
+            assert pool_specs(known)
+
+
+def test_there_is_a_page_with_a_complete_file_for_every_launcher() -> None:
+    pages = {path.stem for path in PAGES.glob("*.md")} - {"README"}
+    shown_by = {
+        one.workers.launcher: page
+        for page in pages
+        for one in parse(shown(page), page).data_centres.values()
+        if one.workers is not None
+    }
+    assert shown_by.keys() == entry_points(group=LAUNCHERS).names
+    assert {*shown_by.values()} == pages
 
 
 def test_the_page_on_local_gives_a_cluster_whose_workers_are_as_it_says(tmp_path: Path) -> None:
@@ -192,6 +208,66 @@ def test_a_wrong_template_is_named_when_the_file_is_read(said: str, message: str
         parse(text, "f.yaml")
 
 
+# docker; its real daemon is in tests/lab/
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("threads: 2", r"key 'data_centres.a.workers.docker' is missing"),
+        ("docker: {}", r"key 'data_centres.a.workers.docker.image' is missing"),
+        ("docker: {image: i, data: [data/x]}", r"docker.data: 'data/x' is no directory to mount; write"),
+        ("docker: {image: i, data: [/]}", r"docker.data: '/' is no directory to mount"),
+        ("docker: {image: i, writable: ['/a:/b:ro']}", r"writable: '/a:/b:ro' is no directory to mount"),
+        ("docker: {image: i, data: [/a/../b]}", r"'/a/../b' is no directory to mount"),
+        ("docker: {image: i, data: [/a, '/b:/c'], writable: ['/d:/c/']}", r"line 5: .*/c is mounted twice"),
+        ("docker: {image: i, daemon: 'tcp://h:2375'}", r"docker.daemon: 'tcp://h:2375' is not the socket of"),
+        ("docker: {image: i}\n      directory: data", r"line 6: .*directory: 'data' has to be an absolute"),
+    ],
+)  # fmt: skip
+def test_what_docker_cannot_do_is_said_when_the_file_is_read(said: str, message: str) -> None:
+    text = f"data_centres:\n  a:\n    workers:\n      launcher: docker\n      {said}"
+    with pytest.raises(DataCentresError, match=message):
+        parse(text, "f.yaml")
+
+
+def test_a_container_gets_certificate_and_key_and_listens_where_it_reaches_the_scheduler() -> None:
+    spec = pool_specs(parse(shown("docker"), "docker.md"))["eumetsat"]
+    files = {
+        "ca-file": "/home/me/ca.pem",
+        "worker.cert": "/home/me/cert.pem",
+        "worker.key": "/home/me/key.pem",
+    }
+    with dask.config.set({f"distributed.comm.tls.{name}": file for name, file in files.items()}):
+        made = spec.launcher._settings("tls://127.0.0.1:8786", "eumetsat-0", spec.worker, 2)
+    command = made["entrypoint"] + made["command"]
+    given = {word: command[n + 1] for n, word in enumerate(command) if word.startswith(("--tls", "--host"))}
+    assert given == {
+        "--host": "127.0.0.1",
+        "--tls-ca-file": "/home/me/ca.pem",
+        "--tls-cert": "/home/me/cert.pem",
+        "--tls-key": "/home/me/key.pem",
+    }
+    assert [(one["Source"], one["Target"], one["ReadOnly"]) for one in made["mounts"]] == [
+        ("/archive/2024", "/data/eumetsat", True),
+        ("/scratch/weather", "/scratch/weather", False),
+        *((file, file, True) for file in files.values()),
+    ]
+
+
+def test_without_dockers_sdk_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "docker", None)
+    with pytest.raises(ImportError, match=r"Docker containers take .*pip install 'intake-pools\[docker\]'"):
+        pool_specs(parse(shown("docker"), "docker.md"))
+
+
+def test_another_machines_daemon_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://10.0.0.1:2375")
+    spec = pool_specs(parse(shown("docker"), "docker.md"))["ecmwf"]
+    with pytest.raises(RuntimeError, match=r"DOCKER_HOST=tcp://10.0.0.1:2375, but only one on this machine"):
+        asyncio.run(spec.launcher.launch("tcp://127.0.0.1:1", "ecmwf-0", spec.worker))
+
+
 # Batch systems: the scripts of their jobs. Slurm's real daemons are in tests/lab/.
 
 SCRIPTS = {
@@ -263,7 +339,7 @@ def test_a_command_gets_the_same_files() -> None:
         assert tls_options("tcp://127.0.0.1:8786") == []
 
 
-@pytest.mark.parametrize("page", ["slurm", "command"])
+@pytest.mark.parametrize("page", ["slurm", "command", "docker"])
 @pytest.mark.parametrize(
     "scheduler", ["tcp://10.0.0.1:8786", "tcp://[2001:db8::1]:8786", "tcp://login1:8786"]
 )

@@ -16,7 +16,7 @@ data_centres:
   ecmwf:
     site: {host: login.ecmwf.int, reach: port, udp_port: 51900, endpoint: gate.ecmwf.int}
   eumetsat:
-    site: {host: eumetsat, user: alice, port: 2222}
+    site: {host: eumetsat, user: alice, port: 2222, preshared_key: true}
   dwd:
     site: {host: "2001:db8::7", reach: open, relays: false}
   aws:
@@ -36,12 +36,14 @@ def test_the_sites_of_the_file_are_those_of_the_plan():
     assert described_sites(parse(FILE)) == [
         Site("scheduler", "nat", relay="ecmwf"),
         Site("ecmwf", "port", "gate.ecmwf.int", 51900),
-        Site("eumetsat", "nat"),
+        Site("eumetsat", "nat", preshared_key=True),
         Site("dwd", "open", "2001:db8::7", relays=False),
     ]
     assert [one.name for one in described_sites(parse(FILE), ["dwd"])] == ["scheduler", "dwd"]
     with pytest.raises(DataCentresError, match="'aws' has no `site:`"):
         described_sites(parse(FILE), ["aws"])
+    with pytest.raises(DataCentresError, match="'dwd' and 'knmi' have the same control host, 2001:db8::7"):
+        described_sites(parse(FILE + '  knmi:\n    site: {host: "2001:db8::7", user: bob}\n'))
 
 
 def test_what_is_not_said_is_that_sites_only_go_out_and_the_network_is_a_mesh():

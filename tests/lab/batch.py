@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FORBIDDEN", "QUOTA", "Slurm", "start_slurm"]
+__all__ = ["FORBIDDEN", "QUOTA", "ROOT", "Slurm", "start_slurm"]
 
 FORBIDDEN = "Slurm's daemons and their name space need root"
 
@@ -55,6 +55,9 @@ SchedulerParameters=batch_sched_delay=0
 NodeName=lab NodeHostname={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=16000
 """
 
+ROOT = Path("/srv")
+"""Where jobs have a file system in memory that nobody else sees."""
+
 QUOTA = "Quota of account 'spent': 120.0 of 120.0 node hours used. More: helpdesk@example.org"
 """What a centre says to those who have used up what they had."""
 
@@ -76,7 +79,7 @@ _APART = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc
 
 # Each in the foreground: what they are started by waits for all.
 _KEEP = """
-mount -t tmpfs tmpfs /run && mkdir -p /run/munge
+mount -t tmpfs tmpfs /run && mkdir -p /run/munge && mount -t tmpfs tmpfs "$2"
 munged --foreground --force --num-threads 2 --socket "$1/munge.socket" --key-file "$1/munge.key" \
     --pid-file /run/munge/munged.pid --log-file "$1/munge.log" --seed-file "$1/munge.seed" 2>/dev/null &
 while ! munge --socket "$1/munge.socket" --no-input >/dev/null 2>&1; do sleep 0.05; done
@@ -109,6 +112,10 @@ class Slurm:
     def jobs(self, *states: str) -> list[str]:
         """Ids of the jobs in one of these states."""
         return self.run("squeue", "--noheader", "--format=%i", f"--states={','.join(states)}").split()
+
+    def from_outside(self, path: str | Path) -> Path:
+        """Where the test can reach what jobs have at an absolute path."""
+        return Path(f"/proc/{self.keeper.pid}/root{path}")
 
     def logs(self) -> str:
         """Get what its daemons wrote."""
@@ -151,18 +158,8 @@ def start_slurm(directory: Path, partitions: Iterable[str]) -> Iterator[Slurm]:
     key.chmod(0o400)
     for name in ("state", "spool"):
         (directory / name).mkdir()
-    inside = [
-        "unshare",
-        "--mount",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        "--mount-proc",
-        "--propagation",
-        "private",
-    ]
     with subprocess.Popen(
-        [*inside, "sh", "-c", _KEEP, "sh", str(directory)],
+        [*_APART, "sh", "-c", _KEEP, "sh", str(directory), str(ROOT)],
         stdin=subprocess.PIPE,
         # Ctrl-C is for the test run, which ends it in order.
         start_new_session=True,

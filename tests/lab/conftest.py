@@ -4,22 +4,30 @@
 data, their workers, and a scheduler that can see neither's.
 
 `network`, `walled`: sites with a network between them (`network.py`).
+
+`slurm`, `docker`: a batch system and a container engine, real ones, for the tests of one module.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 
+import batch
+import containers
 import dask
 import pytest
+from batch import Slurm, start_slurm
+from containers import Docker, start_docker
 from distributed import Client, Scheduler
 from layout import lay_out
 from namespaces import FORBIDDEN, ROOT, Site, isolation, mounted, start_cluster, start_sites
 from network import THREE_SITES, Network, SiteLink, missing, start_network
 
 from dask_pools.cluster import PoolCluster
+from dask_pools.cluster.launchers import jobqueue
 from leftovers import eventually
 from whereabouts import Seen, watch
 
@@ -110,3 +118,38 @@ def walled() -> Iterator[Network]:
 def open_sites() -> Iterator[Network]:
     """Three sites, each with a public address and no firewall."""
     yield from _started([SiteLink("client"), SiteLink("ecmwf"), SiteLink("eumetsat")])
+
+
+PATIENT = {
+    "pools.wait-for-workers": "300 s",
+    "pools.eager-size": "0 B",
+    "distributed.deploy.lost-worker-timeout": "1 s",
+}
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """Partitions called as in the documentation."""
+    if os.geteuid() != 0:
+        pytest.skip(batch.FORBIDDEN)
+    with (
+        start_slurm(tmp_path_factory.mktemp("slurm"), ["compute", "archive Default=YES MaxTime=60"]) as slurm,
+        pytest.MonkeyPatch.context() as patch,
+        dask.config.set(PATIENT),
+    ):
+        for name, value in slurm.env.items():
+            patch.setenv(name, value)
+        patch.setattr(jobqueue, "POLL", 0.5)
+        patch.setattr(jobqueue, "POLL_STOPPING", 0.2)
+        yield slurm
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[Docker]:
+    """A daemon that has the image of a worker."""
+    if os.geteuid() != 0:
+        pytest.skip(containers.FORBIDDEN)
+    with start_docker() as docker, pytest.MonkeyPatch.context() as patch, dask.config.set(PATIENT):
+        patch.setenv("DOCKER_HOST", docker.url)
+        yield docker
+        assert eventually(lambda: not docker.containers()), docker.containers()

@@ -243,10 +243,6 @@ def test_two_clusters_on_the_same_hosts_do_not_know_each_other(meshed, network):
 # Other networks
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="two sites that both call each other may fail to connect within a minute; why is not found yet",
-)
 def test_open_sites_talk_directly_and_others_join_and_leave_meanwhile(open_sites):
     first = [described_host(open_sites[name]) for name in ("client", "ecmwf")]
     with start_mesh(open_sites, first) as mesh:

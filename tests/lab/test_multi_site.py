@@ -16,8 +16,10 @@ from at_sites import DATA_CENTRES
 from hand import Hand
 from layout import observations, predictions
 from network import Host, Network, SiteLink, missing, start_network
+from private_keys import key_forms, places_of
 
 import dask_pools
+from intake_pools.shipped import shipped
 from leftovers import eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -83,15 +85,17 @@ def up(hand: Hand, lost_after: float = 60.0, text: str = DATA_CENTRES) -> dict:
 
 
 def test_a_calculation_over_data_that_the_client_cannot_see(hand: Hand, direct: Network):
-    made = up(hand)
+    made = up(hand, text=at_sites.WITH_HERE)
     assert made["failures"] == {}
-    assert made["pools"] == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"]}
+    assert made["pools"] == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"], "here": ["here-0"]}
+    assert hand.call(at_sites.one_in, "here", 60) == "client"
+    assert all(one.startswith("tls://") for one in hand.call(at_sites.addresses).values())
     assert made["address"].startswith(f"tls://{direct['client'].at.host}:")
-    data_centre, difference = hand.call(at_sites.calculate, "/tmp")
+    assert hand.call(at_sites.compressions) == {"zstd"}
+    data_centre, difference = hand.call(at_sites.calculate)
     assert data_centre == "ecmwf"
     check_difference(difference)
-    for name in ("ecmwf", "eumetsat"):
-        check_secrets(direct, name)
+    check_secrets(direct)
     # Somebody at the host takes it down; it is wanted, so another agent is started. Twice does no harm.
     ecmwf, before = direct["ecmwf"], made["agents"]["ecmwf"]
     down = [sys.executable, *DASK, "down"]
@@ -106,13 +110,14 @@ def test_a_calculation_over_data_that_the_client_cannot_see(hand: Hand, direct: 
 def test_the_same_by_one_command_through_a_mesh_of_sites_of_which_one_has_no_root(network: Network):
     lay_out(network)
     client = network["client"]
-    client.from_outside("/tmp/data-centres.yaml").write_text(at_sites.MESH)
     pools = (sys.executable, "-m", "dask", "pools")
-    uplinks = [network[name].capture() for name in ("client", "ecmwf", "eumetsat")]
+    uplinks = {host.name: host.capture() for host in network}
     with (
         hand_of(network) as hand,
         subprocess.Popen(
-            [*client.inside, *pools, "up", "/tmp/data-centres.yaml"], stdout=subprocess.PIPE, text=True
+            [*client.inside, *pools, "up", shipped("weather-data-centres.yaml")],
+            stdout=subprocess.PIPE,
+            text=True,
         ) as running,
     ):
         try:
@@ -122,12 +127,14 @@ def test_the_same_by_one_command_through_a_mesh_of_sites_of_which_one_has_no_roo
                 assert line, told
                 told.append(line)
             assert told[0].startswith("Scheduler  tcp://[fd")
+            assert told[1].startswith("Dashboard  http://127.0.0.1:")
             assert hand.call(at_sites.attach) == {"ecmwf": 1, "eumetsat": 1}
             processes = network["eumetsat"].run("ps", "axww", "-o", "uid=,args=").splitlines()
             assert any(one.split()[:2] == ["2000", "pasta"] for one in processes), processes
-            data_centre, difference = hand.call(at_sites.calculate, "/tmp")
+            data_centre, difference = hand.call(at_sites.calculate)
             assert data_centre == "ecmwf"
             check_difference(difference)
+            keys = check_secrets(network)
             assert client.run(*pools, "add", "ecmwf", "1") == "ecmwf: 2 workers wanted\n"
             assert eventually(lambda: hand.call(at_sites.attach)["ecmwf"] == 2, 120)
             assert client.run(*pools, "down") == ""
@@ -136,9 +143,13 @@ def test_the_same_by_one_command_through_a_mesh_of_sites_of_which_one_has_no_roo
             running.terminate()
         assert client.run(*pools, "down").startswith("No cluster is up here")
     assert eventually(lambda: not traces(client), 30), traces(client)
-    packets = [packet for uplink in uplinks for packet in uplink.stop()]
-    assert sum(map(len, packets)) > difference.nbytes
-    assert {kind for packet in packets if (kind := carried(packet))} == {"ssh", "wireguard"}
+    for name, uplink in uplinks.items():
+        packets = uplink.stop()
+        assert {kind for packet in packets if (kind := carried(packet))} == {"ssh", "wireguard"}
+        assert not any(key in packet for packet in packets for key in keys)
+        if name != "eumetsat":  # the result comes to the client, from ecmwf or by way of it
+            encrypted = [packet for packet in packets if carried(packet) == "wireguard"]
+            assert sum(map(len, encrypted)) > difference.nbytes
 
 
 def carried(packet: bytes) -> str | None:
@@ -160,17 +171,21 @@ def check_difference(difference: np.ndarray) -> None:
     np.testing.assert_allclose(difference, forecast.mean(0)[10] - observed, atol=1e-3)
 
 
-def check_secrets(direct: Network, name: str) -> None:
-    """The private key of a site is in its own file, which only its user can read, and nowhere else."""
-    host = direct[name]
-    (key,) = host.run("find", "/tmp", "-name", "key.pem").split()
-    assert host.run("stat", "-c", "%a", key).strip() == "600"
-    secret = host.from_outside(key).read_text().splitlines()[1]
-    for other in direct:
-        # What is looked for is not itself an argument of who looks.
-        places = "/proc/[0-9]*/cmdline /proc/[0-9]*/environ /tmp /srv /run"
-        found = other.run("sh", "-c", f"grep -rlaFf - {places} 2>/dev/null; true", text=secret)
-        assert found.split() == ([key] if other is host else [])
+def check_secrets(network: Network) -> list[bytes]:
+    """Each host's private key is in a file of its own, which only its user can read, and nowhere else.
+
+    Gives what was looked for.
+    """
+    looked_for = []
+    for owner in network:
+        named = ["-path", "*/dask-pools*", "(", "-name", "key", "-o", "-name", "key.pem", ")"]
+        (key,) = owner.run("find", "/tmp", "/run", "-xdev", *named).split()
+        assert owner.run("stat", "-c", "%a", key).strip() == "600"
+        secrets = key_forms(owner.from_outside(key).read_text())
+        for other in network:
+            assert other.usual_hand.call(places_of, secrets) == ([key] if other is owner else [])
+        looked_for += secrets
+    return looked_for
 
 
 # What goes wrong in between
@@ -222,6 +237,22 @@ def test_when_client_and_scheduler_are_killed_the_sites_clean_up(hand: Hand, dir
     hand.kill()
     for name in ("ecmwf", "eumetsat"):
         assert eventually(lambda name=name: not traces(direct[name]), 90), traces(direct[name])
+
+
+def test_what_is_left_at_sites_by_a_client_that_was_killed_is_ended_by_one_command(
+    hand: Hand, direct: Network
+):
+    up(hand)
+    hand.kill()
+    pools = (sys.executable, "-m", "dask", "pools")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        direct["client"].run(*pools, "adopt")
+    assert "has ended as well" in refused.value.stderr
+    said = direct["client"].run(*pools, "down", "--all")
+    for name in ("ecmwf", "eumetsat"):
+        assert f"  site {name}: its agent has been ended, with all that it started\n" in said
+        assert not traces(direct[name])
+    assert said.endswith("  nothing is left\n")
 
 
 def test_an_agent_that_is_killed_takes_its_workers_along_and_another_takes_its_place(

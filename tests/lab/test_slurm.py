@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,54 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import numpy as np
 import pytest
-import xarray as xr
-from batch import FORBIDDEN, QUOTA, Slurm, start_slurm
+from batch import QUOTA, Slurm
+from calculations import calculate, in_pool, values
 from distributed import Client, Security
 
-from dask_pools import PoolUnavailableError, pins
-from dask_pools.cluster import PoolCluster, pool_specs
-from dask_pools.cluster.launchers import jobqueue
+from dask_pools import PoolUnavailableError
+from dask_pools.cluster import PoolCluster, adopt, pool_specs
+from dask_pools.cluster.orphans import NoOrphanError, clean_up
 from dask_pools.data_centres import parse
 from documented import shown
-from intake_pools import load_from_catalog
 from leftovers import eventually
-from whereabouts import watch
 
 pytestmark = pytest.mark.lab
 
 LIVE = ("PENDING", "RUNNING", "COMPLETING")
-
-PATIENT = {
-    "pools.wait-for-workers": "300 s",
-    "pools.eager-size": "0 B",
-    "distributed.deploy.lost-worker-timeout": "1 s",
-}
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """Partitions called as in the documentation."""
-    if os.geteuid() != 0:
-        pytest.skip(FORBIDDEN)
-    with (
-        start_slurm(tmp_path_factory.mktemp("slurm"), ["compute", "archive Default=YES MaxTime=60"]) as slurm,
-        pytest.MonkeyPatch.context() as patch,
-        dask.config.set(PATIENT),
-    ):
-        for name, value in slurm.env.items():
-            patch.setenv(name, value)
-        patch.setattr(jobqueue, "POLL", 0.5)
-        patch.setattr(jobqueue, "POLL_STOPPING", 0.2)
-        yield slurm
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of what the pools have, and of the jobs' logs."""
     place = tmp_path_factory.mktemp("place")
-    for number, name in enumerate(("ecmwf", "eumetsat", "here")):
+    for number, name in enumerate(("ecmwf", "eumetsat")):
         (place / name).mkdir()
         values(number).to_netcdf(place / name / "data.nc")
     return place
@@ -94,33 +70,10 @@ def client(cluster: PoolCluster) -> Iterator[Client]:
         yield client
 
 
-def values(number: int) -> xr.Dataset:
-    field = np.random.default_rng(number).random((8, 20, 30))
-    return xr.Dataset({"air_temperature": (("realization", "latitude", "longitude"), field)})
-
-
-def in_pool(pool: str) -> dict[str, Any]:
-    """Arguments of `Client.submit` for a new task in a pool."""
-    return {"resources": {pins.resource(pool): 0}, "pure": False}
-
-
-def calculate(client: Client, place: Path, rules: str, pools: list[str]) -> None:
-    """Let the pools load what each has, and compare the sum of their means with NumPy's."""
-    known = parse(rules, "data-centres.yaml")
-    opened = [load_from_catalog(place / name / "data.nc", data_centres=known) for name in pools]
-    with watch(client) as seen:
-        result = sum(one.mean("realization") for one in opened).compute()
-        reads = seen.seen
-    expected = sum(values(number).air_temperature.values.mean(0) for number in range(len(pools)))
-    np.testing.assert_allclose(result.air_temperature, expected)
-    assert {frozenset(read) for read, _ in reads} == {frozenset((name,)) for name in pools}
-    assert all(read == set(ran) for read, ran in reads)
-
-
 def test_two_partitions_are_two_data_centres_as_the_page_says(
     slurm: Slurm, cluster: PoolCluster, client: Client, described: str, place: Path
 ) -> None:
-    calculate(client, place, described, ["ecmwf", "eumetsat"])
+    calculate(client, described, [place / name / "data.nc" for name in ("ecmwf", "eumetsat")])
     jobs = slurm.run("squeue", "--noheader", "--states=RUNNING", "--format=%j %P %k")
     assert sorted(jobs.splitlines()) == ["ecmwf-0 compute (null)", "eumetsat-0 archive dask"]
     asked = (os.getcwd, os.getpid)
@@ -232,36 +185,50 @@ def test_a_request_that_is_withdrawn_as_it_is_submitted_leaves_no_job(slurm: Slu
     assert len(slurm.jobs("all")) == len(before) + 1
 
 
-THREE = """\
-data_centres:
-  ecmwf:
-    prefixes: ["{place}/ecmwf"]
-    workers:
-      launcher: slurm
-      memory: 1 GiB
-      slurm: {{queue: compute, walltime: "00:10:00", log_directory: "{place}", interface: lo}}
-  eumetsat:
-    prefixes: ["{place}/eumetsat"]
-    workers:
-      launcher: command
-      command: {{python: "{python}", start: "{{worker}}", stop: "true", options: [--host, 127.0.0.1]}}
-  here:
-    prefixes: ["{place}/here"]
-    workers: {{launcher: local}}
+_OWNER = """
+import os, signal, sys, time
+from dask_pools.cluster import PoolCluster
+from dask_pools.cluster.record import records
+cluster = PoolCluster(sys.argv[1], **({"scheduler": "process", "outlives": "5 min"} if sys.argv[2:] else {}))
+cluster.scale(**dict.fromkeys(sys.argv[2:] or ["ecmwf"], 1))
+while sum(len(record.workers) for record in records()) < len(sys.argv[2:] or [1]):
+    time.sleep(0.05)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_one_file_with_slurm_a_command_and_local_processes_runs_one_calculation(
-    slurm: Slurm, place: Path
+@pytest.mark.usefixtures("closed")
+def test_jobs_of_an_owner_that_was_killed_are_taken_over_or_taken_out_of_the_queue(
+    slurm: Slurm, described: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = THREE.format(place=place, python=sys.executable)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path = tmp_path / "data-centres.yaml"
+    path.write_text(described)
     before = set(slurm.jobs(*LIVE))
-    with PoolCluster(parse(text, "three.yaml")) as cluster, cluster.get_client() as client:
-        assert not any(cluster.pools.values())
-        cluster.scale(ecmwf=1, eumetsat=1, here=1)  # at once: opening brings them up one after the other
-        calculate(client, place, text, ["ecmwf", "eumetsat", "here"])
-        assert sorted(map(len, cluster.pools.values())) == [1, 1, 1]
+
+    def start_owner(*pools: str) -> None:
+        ended = subprocess.run([sys.executable, "-c", _OWNER, path, *pools])
+        assert ended.returncode == -signal.SIGKILL
+
+    start_owner("ecmwf", "eumetsat")
+    left = set(slurm.jobs(*LIVE)) - before
+    assert len(left) == 2
+    with adopt() as cluster, cluster.get_client() as client:
+        assert {worker._launched.job_id for worker in cluster.workers.values()} == left
+        assert client.submit(abs, -1, **in_pool("eumetsat")).result(120) == 1
+        assert set(slurm.jobs(*LIVE)) - before == left
+        cluster.scale(ecmwf=0)
+        assert eventually(lambda: len(set(slurm.jobs(*LIVE)) - before) == 1)
     assert set(slurm.jobs(*LIVE)) <= before
+    # Without its scheduler there is nothing to take over, and the job would wait for ever.
+    start_owner()
+    [job] = set(slurm.jobs(*LIVE)) - before
+    with pytest.raises(NoOrphanError, match="has ended as well"):
+        adopt()
+    said: list[str] = []
+    assert clean_up(said.append)
+    assert said[1:] == ["  worker ecmwf-0: has been ended", "  nothing is left"]
+    assert job not in slurm.jobs(*LIVE)
 
 
 def test_jobs_of_a_scheduler_with_tls_join_it_by_the_files_that_dask_is_configured_with(

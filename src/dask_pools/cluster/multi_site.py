@@ -1,5 +1,6 @@
 """A cluster across data centres: the scheduler here, workers at control hosts that are reached over SSH.
 
+Pools without a control host may be in it as well; their workers are started from this machine.
 It connects with the sites of a data-centres file, has them joined by a network of the cluster's own, and
 starts the workers through the sites' agents. A site that fails does not stop the others.
 Whether a site is lost is decided by heartbeats between this process and the site's agent; Dask's own
@@ -20,14 +21,18 @@ from typing import Any
 
 import dask
 from distributed.core import Status
+from distributed.utils import format_dashboard_link
 
 from dask_pools import data_centres, pins
-from dask_pools.cluster.launchers.site import AtSite
+from dask_pools.cluster.launchers.site import AtSite, HostOptions
 from dask_pools.cluster.pool_cluster import PoolCluster
-from dask_pools.cluster.pool_spec import pool_specs
-from dask_pools.cluster.scheduler_process import scheduler_spec
+from dask_pools.cluster.pool_spec import file_of, pool_specs
+from dask_pools.cluster.record import SitesLeft, remove
+from dask_pools.cluster.scheduler_process import LOOPBACK, scheduler_spec
+from dask_pools.config import compression
 from dask_pools.data_centres import DataCentres
 from dask_pools.errors import DataCentresError, PoolsError, PoolUnavailableError
+from dask_pools.network import SiteSection
 from dask_pools.sites.networks import MeshNetwork, Network, TlsNetwork
 from dask_pools.sites.site import Patience, Site
 from dask_pools.sites.ssh import ControlHost
@@ -40,8 +45,9 @@ logger = logging.getLogger(__name__)
 class MultiSiteCluster(PoolCluster):
     """Pools at control hosts that are reached over SSH; the scheduler runs in this process.
 
-    Every data centre that has both a ``site:`` and a ``workers:`` section becomes a pool. Where a site fails,
-    its pool has no workers and `failures` says why; the others go on.
+    Every data centre that has a ``workers:`` section becomes a pool. Those with a ``site:`` have their
+    workers started there, by its agent; those without, from this machine, as `PoolCluster` has them. Where a
+    site fails, its pool has no workers and `failures` says why; the others go on.
 
     Parameters
     ----------
@@ -75,6 +81,8 @@ class MultiSiteCluster(PoolCluster):
         If the file is wrong, or has no pool at a site.
     MeshError, PlanError
         If the mesh cannot be made.
+    ValueError
+        If ``pools.compression`` is not known here.
     HostKeyError, SiteError, VersionMismatchError
         If no site at all can be reached.
 
@@ -97,21 +105,27 @@ class MultiSiteCluster(PoolCluster):
         **kwargs: Any,
     ) -> None:
         known = data_centres.load(given)
+        self._file = file_of(known)
         at_sites = _at_sites(known)
         self._patience = patience or Patience()
         self._network: Network = (
             TlsNetwork(host) if known.network == "tls" else MeshNetwork(known, list(at_sites))
         )
+        self._dashboard = (
+            None if dashboard_address is None else dashboard_address.rpartition(":")[0] or LOOPBACK
+        )
         self._connected = False
         self._losing: set[asyncio.Future[None]] = set()
         config = os.fspath(ssh_config) if ssh_config is not None else None
-        self.sites = self._sites_of(known, list(at_sites), config)
+        cluster = uuid.uuid4().hex
+        self.sites = self._sites_of(known, list(at_sites), cluster, config)
+        self._sites_left = SitesLeft(cluster, tuple(at_sites), config)
         launchers = {name: options.at(self.sites[name]) for name, options in at_sites.items()}
         specs = pool_specs(known, launchers)
         self._at_start = {pool: spec.workers for pool, spec in specs.items()}
         # Only once their sites are known to be there.
         specs = {pool: replace(spec, workers=0) for pool, spec in specs.items()}
-        self._time_outs: Any = dask.config.set(_time_outs(self._patience))
+        self._settings: Any = dask.config.set(_settings(self._patience) | self._network.settings)
         try:
             super().__init__(
                 specs,
@@ -132,20 +146,19 @@ class MultiSiteCluster(PoolCluster):
                 self._loop_runner.stop()
             raise
 
-    def _sites_of(self, known: DataCentres, names: list[str], config: str | None) -> dict[str, Site]:
-        cluster = uuid.uuid4().hex
+    def _sites_of(
+        self, known: DataCentres, names: list[str], cluster: str, config: str | None
+    ) -> dict[str, Site]:
         sites = {}
         for name in names:
             section = known.data_centres[name].site
             assert section is not None
             sites[name] = site = Site(
                 name,
-                ControlHost(
-                    section.host, section.user, section.port, section.dask, section.directory, config
-                ),
+                control_host(section, config),
                 cluster,
                 self._patience,
-                settings=_time_outs(self._patience),
+                settings=_settings(self._patience),
                 on_lost=self._site_lost,
             )
             site.prepare = self._network.prepare
@@ -153,19 +166,17 @@ class MultiSiteCluster(PoolCluster):
         return sites
 
     @property
-    def failures(self) -> dict[str, str]:
-        """Why pools have no workers although they should, by pool."""
-        return {
-            pool: standing.reason
-            for pool, standing in self._standings.items()
-            if standing.reason is not None and (standing.failed is not None or not self.pools[pool])
-        }
+    def dashboard_link(self) -> str:
+        """Address of Dask's dashboard, or nothing if there is none. It is not where the scheduler listens."""
+        port = self.scheduler_info.get("services", {}).get("dashboard")
+        return str(format_dashboard_link(self._dashboard, port)) if self._dashboard and port else ""
 
     # Starting
 
     async def _start(self) -> None:
         first, self._connected = not self._connected, True
         if first:
+            self._write_down()
             await self._connect()
         await super()._start()
         if first and self.status == Status.running:
@@ -224,6 +235,7 @@ class MultiSiteCluster(PoolCluster):
     async def _leave_sites(self) -> None:
         await asyncio.gather(*(site.close() for site in self.sites.values()), return_exceptions=True)
         await self._network.close()
+        remove(self._owner)
 
     async def _close(self) -> None:
         try:
@@ -234,9 +246,14 @@ class MultiSiteCluster(PoolCluster):
 
     def _put_back(self) -> None:
         """Put Dask's settings back, once."""
-        time_outs, self._time_outs = self._time_outs, None
-        if time_outs is not None:
-            time_outs.__exit__(None, None, None)
+        settings, self._settings = self._settings, None
+        if settings is not None:
+            settings.__exit__(None, None, None)
+
+
+def control_host(section: SiteSection, ssh_config: str | None) -> ControlHost:
+    """Make of a ``site:`` section how its control host is reached."""
+    return ControlHost(section.host, section.user, section.port, section.dask, section.directory, ssh_config)
 
 
 def _at_sites(known: DataCentres) -> Mapping[str, AtSite]:
@@ -245,24 +262,32 @@ def _at_sites(known: DataCentres) -> Mapping[str, AtSite]:
     Raises
     ------
     DataCentresError
-        If a data centre says only half of what is needed, or none says it.
+        If there are none; if one says only half of what is needed, or workers of one could not be reached.
     """
     found: dict[str, AtSite] = {}
     for name, one in known.data_centres.items():
         if one.workers is None:
             continue
-        options = one.workers.options
-        if not isinstance(options, AtSite):
-            raise DataCentresError(
-                f"{known.origin}: workers of {name!r} (launcher: {one.workers.launcher}) are not started at "
-                "a control host. For a cluster across sites set `launcher: host` there."
-            )
-        if one.site is None:
+        options, launcher = one.workers.options, one.workers.launcher
+        if one.site is None and isinstance(options, HostOptions):
             raise DataCentresError(
                 f"{known.origin}: {name!r} does not say which its control host is. Add to it: "
                 "site: {host: NAME}"
             )
-        found[name] = options
+        if one.site is not None and not isinstance(options, AtSite):
+            raise DataCentresError(
+                f"{known.origin}: at the control host of {name!r} nobody starts workers with `launcher: "
+                f"{launcher}`. Set `launcher: host` or `launcher: docker` there; or take its `site:` out, "
+                "and they are started from this machine."
+            )
+        if known.network == "mesh" and not options.here:
+            raise DataCentresError(
+                f"{known.origin}: workers of {name!r} (launcher: {launcher}) would not be on the cluster's "
+                "mesh. Have them started on a control host (site: {host: NAME} and `launcher: host`), or, "
+                "where all hosts reach each other directly, write `network: tls`."
+            )
+        if one.site is not None and isinstance(options, AtSite):
+            found[name] = options
     if not found:
         raise DataCentresError(
             f"{known.origin} has no data centre with a control host and workers. Add to one of them: "
@@ -271,11 +296,16 @@ def _at_sites(known: DataCentres) -> Mapping[str, AtSite]:
     return found
 
 
-def _time_outs(patience: Patience) -> dict[str, Any]:
-    """Dask's settings that would give up a worker during an outage."""
+def _settings(patience: Patience) -> dict[str, Any]:
+    """Dask's settings for scheduler, workers and client.
+
+    Its time-outs would give up a worker during an outage; and both ends of a connection have to name the same
+    compression, or there is none.
+    """
     limit = f"{patience.dask:g}s"
     return {
         "distributed.comm.timeouts.tcp": limit,
         "distributed.comm.timeouts.connect": limit,
         "distributed.scheduler.worker-ttl": limit,
+        "distributed.comm.compression": compression(),
     }

@@ -29,9 +29,10 @@ def described_sites(data_centres: DataCentres, names: Iterable[str] | None = Non
     Raises
     ------
     DataCentresError
-        If one of them has no ``site:``.
+        If one of them has no ``site:``, or two have the same control host.
     """
     known = {name: one.site for name, one in data_centres.data_centres.items()}
+    hosts: dict[str, str] = {}
     sites = [_site(SCHEDULER, data_centres.scheduler, None)]
     for name in [name for name, site in known.items() if site is not None] if names is None else names:
         section = known.get(name)
@@ -40,10 +41,17 @@ def described_sites(data_centres: DataCentres, names: Iterable[str] | None = Non
                 f"{data_centres.origin}: data centre {name!r} has no `site:`, so it cannot be joined to a "
                 "mesh. It should read: site: {host: CONTROL-HOST}."
             )
+        if (other := hosts.setdefault(section.host, name)) != name:
+            raise DataCentresError(
+                f"{data_centres.origin}: {other!r} and {name!r} have the same control host, {section.host}. "
+                "On a mesh, a host can be of one site: join the two data centres, or give one another host."
+            )
         sites.append(_site(name, section, section.host))
     return sites
 
 
 def _site(name: str, section: OnNetwork, host: str | None) -> Site:
     endpoint = (section.endpoint or host) if section.reach != "nat" else None
-    return Site(name, section.reach, endpoint, section.udp_port, section.relay, section.relays)
+    return Site(
+        name, section.reach, endpoint, section.udp_port, section.relay, section.relays, section.preshared_key
+    )

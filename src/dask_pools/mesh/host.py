@@ -24,7 +24,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from dask_pools.errors import MeshError
-from dask_pools.mesh.plan import KEEPALIVE, Peer, Router
+from dask_pools.mesh.plan import Peer, Router
 from dask_pools.mesh.probe import LARGEST, SIZES, SMALLEST, largest_packet
 from dask_pools.mesh.wireguard import (
     Interface,
@@ -157,6 +157,7 @@ class HostMesh:
         self._directory = Path(directory or default_directory()) / router.interface
         self._saved = _Saved(router, 0)
         self._preshared: dict[str, str] = {}
+        self._unresolved: dict[str, str] = {}
         self._interface = Interface(router.interface)
         self._lock = threading.RLock()
         self._ending = threading.Event()
@@ -250,7 +251,7 @@ class HostMesh:
         Raises
         ------
         MeshError
-            If an endpoint has no address, or a command fails.
+            If a command fails. An endpoint without an address is told by `missing`.
         """
         with self._lock:
             if router.interface != self.router.interface:
@@ -283,16 +284,27 @@ class HostMesh:
         MeshError
             If some have not by then; the message names them, the UDP port, and what to do.
         """
+        if missing := self.missing(timeout):
+            raise MeshError("\n".join(missing.values()))
+
+    def missing(self, timeout: float) -> dict[str, str]:
+        """Wait until every peer has shaken hands; of those that have not by then, what to do, by site.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds.
+        """
         deadline = time.monotonic() + timeout
         while True:
             connected = self._connected()
             missing = [peer for peer in self.router.peers if peer.name not in connected]
             if not missing:
                 self._look()  # and so remember where they are, from the first moment on
-                return
+                return {}
             if time.monotonic() > deadline:
-                raise MeshError("\n".join(self._silent(peer, timeout) for peer in missing))
-            time.sleep(0.1)
+                return {peer.name: self._silent(peer, timeout) for peer in missing}
+            time.sleep(0.05)
 
     def status(self) -> Status:
         """Tell how things stand."""
@@ -516,19 +528,22 @@ class HostMesh:
         """Tell the interface its peers. One that is not fresh knows better where they are."""
         offers = {offer.site: offer for offer in self._saved.offers}
         tunnels = []
+        self._unresolved.clear()
         for peer in self._saved.peers:
             offer = offers.get(peer.name)
             if offer is None:
                 continue
+            # Where it was before this host or its interface went down: it is called there at once, instead
+            # of the two waiting for it to notice.
+            endpoint = self._saved.endpoints.get(offer.public_key) if fresh else None
             if peer.endpoint is not None:
-                host = resolve(peer.endpoint.host, f"Site {peer.name!r}")
-                endpoint: tuple[str, int] | None = (host, peer.endpoint.port or offer.port)
-            else:
-                # Where it was before this host or its interface went down: it is called there at once,
-                # instead of the two waiting for it to notice.
-                endpoint = self._saved.endpoints.get(offer.public_key) if fresh else None
+                try:
+                    host = resolve(peer.endpoint.host, f"Site {peer.name!r}")
+                    endpoint = (host, peer.endpoint.port or offer.port)
+                except MeshError as error:
+                    self._unresolved[peer.name] = str(error)  # it may still call
             preshared = self._preshared.get(peer.name)
-            tunnels.append(Tunnel(offer.public_key, peer.allowed, endpoint, KEEPALIVE, preshared))
+            tunnels.append(Tunnel(offer.public_key, peer.allowed, endpoint, peer.keepalive, preshared))
         self._interface.configure(self._key(), self._saved.port, tunnels)
 
     def _route(self, had: _Saved | None) -> None:
@@ -650,6 +665,8 @@ class HostMesh:
         site, start = self.router.site, f"Sites {self.router.site!r} and {peer.name!r} have no connection"
         if peer.name not in offers:
             return f"{start}: {peer.name!r} has made no offer yet."
+        if peer.name in self._unresolved:
+            return f"{start}. {self._unresolved[peer.name]}"
         if peer.endpoint is not None:
             port = peer.endpoint.port or offers[peer.name].port
             return (

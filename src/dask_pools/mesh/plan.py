@@ -12,14 +12,13 @@ that can be reached, to which both have a tunnel anyway.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, IPv6Network
 from typing import Literal
 
 __all__ = [
     "KEEPALIVE",
-    "Difference",
     "Endpoint",
     "Peer",
     "Plan",
@@ -27,15 +26,20 @@ __all__ = [
     "Reach",
     "Router",
     "Site",
-    "difference",
     "make_plan",
+    "to_blame",
 ]
 
 Reach = Literal["open", "nat", "port"]
 
-KEEPALIVE = 5
+KEEPALIVE = 5, 6
 """Seconds between packets that keep a tunnel alive, both ways and everywhere: a NAT does not forget it, and
-whoever was restarted, or has a new address, is known again after so long."""
+whoever was restarted, or has a new address, is known again after so long.
+
+The two ends of a tunnel have different ones. WireGuard starts the interval anew whenever the other end's
+first message of a handshake comes in, and begins a handshake itself when it is over, without any jitter: two
+ends that have called each other at the same time, so that neither gets an answer, would do so again after
+exactly the same time, for ever."""
 
 ROUTER, WORKERS = 0x1, 0x11
 MOST_SITES = 0x10000
@@ -65,6 +69,9 @@ class Site:
 
     relays: bool = True
     """Whether others may talk through it, if it can be reached."""
+
+    preshared_key: bool = False
+    """Whether each of its tunnels has, besides the keys of both ends, one that the two share."""
 
     @property
     def reachable(self) -> bool:
@@ -97,6 +104,9 @@ class Peer:
     allowed: tuple[IPv6Network, ...]
     """What is sent to it, and accepted from it: its own site first, then those that it relays."""
 
+    keepalive: int = KEEPALIVE[0]
+    """Seconds between packets that this end sends, if there is nothing else to send."""
+
 
 @dataclass(frozen=True)
 class Router:
@@ -118,19 +128,6 @@ class Router:
     """Whether it passes on what others send each other."""
 
     peers: tuple[Peer, ...]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What a router has to do to go from one plan to the next."""
-
-    set: tuple[Peer, ...] = ()
-    """Peers that are new, or not as before."""
-
-    removed: tuple[Peer, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.set or self.removed)
 
 
 @dataclass(frozen=True)
@@ -207,7 +204,9 @@ class Plan:
                 for number, one in enumerate(self._members)
                 for other in self._members[:number]
             )
-        peers = tuple(self._peer(self._member(name), tuple(networks)) for name, networks in allowed.items())
+        peers = tuple(
+            self._peer(me, self._member(name), tuple(networks)) for name, networks in allowed.items()
+        )
         return Router(
             site=site,
             # At most 15 characters. Ten tell clusters apart, three more the sites that share a host.
@@ -281,10 +280,11 @@ class Plan:
     def _network(self, member: _Member) -> IPv6Network:
         return IPv6Network((int(self.prefix.network_address) + (member.number << 64), 64))
 
-    def _peer(self, member: _Member, allowed: tuple[IPv6Network, ...]) -> Peer:
+    def _peer(self, me: _Member, member: _Member, allowed: tuple[IPv6Network, ...]) -> Peer:
         site = member.site
         endpoint = Endpoint(site.endpoint or site.name, site.port) if site.reachable else None
-        return Peer(site.name, endpoint, self._network(member)[ROUTER], allowed)
+        keepalive = KEEPALIVE[member.number < me.number]
+        return Peer(site.name, endpoint, self._network(member)[ROUTER], allowed, keepalive)
 
     def _relay(self, one: Site, other: Site) -> str | None:
         if one.reachable or other.reachable:
@@ -346,14 +346,41 @@ def make_plan(sites: Iterable[Site], seed: int) -> Plan:
     return plan
 
 
-def difference(old: Router, new: Router) -> Difference:
-    """Tell what a router has to do to go from one plan to the next of the same cluster."""
-    had = {peer.name: peer for peer in old.peers}
-    names = {peer.name for peer in new.peers}
-    return Difference(
-        set=tuple(peer for peer in new.peers if had.get(peer.name) != peer),
-        removed=tuple(peer for peer in old.peers if peer.name not in names),
-    )
+def to_blame(missing: Mapping[tuple[str, str], str], scheduler: str, reachable: Set[str]) -> dict[str, str]:
+    """Tell which sites have to be left out so that all others are connected with each other.
+
+    A site behind a firewall that is shut is missed by all who call it, none of whom is to blame.
+
+    Parameters
+    ----------
+    missing : mapping of (str, str) to str
+        Of every site, with which others it has no connection, and what it says about that.
+    scheduler : str
+        The site without which none is of use.
+    reachable : set of str
+        Sites at which others should get in.
+
+    Returns
+    -------
+    dict of str to str
+        By site, what is said about one of its connections.
+    """
+    left, blamed = dict(missing), {}
+    while left:
+        lacks: dict[str, set[str]] = {name: set() for pair in left for name in pair if name != scheduler}
+        for one, other in left:
+            for name, lacking in ((one, other), (other, one)):
+                if name != scheduler:
+                    lacks[name].add(lacking)
+        worst = max(lacks, key=lambda name: (scheduler in lacks[name], len(lacks[name]), name in reachable))
+        # What others say, the scheduler before all, is more to the point than what it says itself.
+        _, blamed[worst] = max(
+            ((other == worst, one == scheduler), text)
+            for (one, other), text in left.items()
+            if worst in (one, other)
+        )
+        left = {pair: text for pair, text in left.items() if worst not in pair}
+    return blamed
 
 
 def _digest(text: str) -> bytes:

@@ -19,7 +19,7 @@ import subprocess
 from contextlib import suppress
 
 from dask_pools.errors import MeshError
-from dask_pools.mesh.wireguard import PATIENCE, TUN, run
+from dask_pools.mesh.wireguard import PATIENCE, TUN, check_tun, run
 
 __all__ = ["can_make_interfaces", "entry"]
 
@@ -86,6 +86,7 @@ def entry(udp_port: int | None = None) -> tuple[str, ...]:
     """
     if can_make_interfaces():
         return ()
+    check_tun()
     who = f"{getpass.getuser()} on {socket.gethostname()}"
     otherwise = "or, for hosts that reach each other directly, write `network: tls` in the data-centres file"
     if shutil.which("pasta") is None:

@@ -29,6 +29,7 @@ __all__ = [
     "Interface",
     "Kind",
     "Tunnel",
+    "check_tun",
     "free_port",
     "make_key",
     "public_key",
@@ -104,6 +105,29 @@ def public_key(private: str) -> str:
     return run(["wg", "pubkey"], private + "\n").strip()
 
 
+def check_tun() -> None:
+    """Make sure that a host whose kernel has no WireGuard can do without.
+
+    Raises
+    ------
+    MeshError
+        If it cannot.
+    """
+    try:
+        tun = os.open(TUN, os.O_RDWR)
+        try:
+            fcntl.ioctl(tun, TUNGETFEATURES, bytes(4))
+        finally:
+            os.close(tun)
+    except OSError as error:
+        raise MeshError(
+            f"{socket.gethostname()} can make no WireGuard interface: its kernel has none, and {TUN}, "
+            f"without which wireguard-go makes none either, cannot be used ({error.strerror}). Load a module "
+            "of the kernel (`modprobe wireguard`, or `modprobe tun`), or, for hosts that reach each other "
+            "directly, write `network: tls` in the data-centres file."
+        ) from None
+
+
 def free_port(wanted: int | None, patience: float = 0) -> int:
     """Get a UDP port that nobody on this host has: the one that is wanted, or any.
 
@@ -161,6 +185,8 @@ class Interface:
         self.name = name
         self.kind: Kind = "kernel"
         self._process: subprocess.Popen[bytes] | None = None
+        # What it was told, by public key; None if nothing.
+        self._tunnels: dict[str, Tunnel] | None = None
         self._said: deque[str] = deque(maxlen=20)
         self._reader: threading.Thread | None = None
         # wireguard-go is to end when this process does. The system watches the *thread* that starts it, so
@@ -188,27 +214,15 @@ class Interface:
         """
         try:
             run(["ip", "link", "add", "dev", self.name, "type", "wireguard"])
-        except MeshError as error:
-            self._create_in_user_space(str(error))
+        except MeshError:
+            self._create_in_user_space()
         else:
             self.kind = "kernel"
 
-    def _create_in_user_space(self, kernel: str) -> None:
+    def _create_in_user_space(self) -> None:
         """Let wireguard-go make it."""
         hostname = socket.gethostname()
-        try:
-            tun = os.open(TUN, os.O_RDWR)
-            try:
-                fcntl.ioctl(tun, TUNGETFEATURES, bytes(4))
-            finally:
-                os.close(tun)
-        except OSError as error:
-            raise MeshError(
-                f"{hostname} can make no WireGuard interface. In the kernel: {kernel} In user space, with "
-                f"wireguard-go: {TUN} cannot be used ({error.strerror}). Load the kernel's module (`modprobe "
-                f"wireguard`, or `modprobe tun` for {TUN}), or, for hosts that reach each other directly, "
-                "write `network: tls` in the data-centres file."
-            ) from None
+        check_tun()
         self.kind = "wireguard-go"
         socket_path = Path("/run/wireguard") / f"{self.name}.sock"
         self._process = self._starter.submit(self._start).result()
@@ -257,8 +271,22 @@ class Interface:
                 self._said.append(line.decode(errors="replace").strip())
 
     def configure(self, private_key: str, port: int, tunnels: Iterable[Tunnel]) -> None:
-        """Set key, port and peers; what peers are there already keep their sessions."""
-        lines = ["[Interface]", f"PrivateKey = {private_key}", f"ListenPort = {port}"]
+        """Set key, port and peers; peers that stay as they are notice nothing."""
+        wanted = {tunnel.public_key: tunnel for tunnel in tunnels}
+        if self._tunnels is None:
+            self._write("setconf", [f"PrivateKey = {private_key}", f"ListenPort = {port}"], wanted.values())
+        else:
+            # Not the whole again: wireguard-go opens its socket anew when it is told the port, and for a
+            # moment drops what comes from or goes to peers whose networks it is told.
+            for key in self._tunnels.keys() - wanted.keys():
+                run(["wg", "set", self.name, "peer", key, "remove"])
+            changed = [one for key, one in wanted.items() if one != self._tunnels.get(key)]
+            if changed:
+                self._write("addconf", [], changed)
+        self._tunnels = wanted
+
+    def _write(self, how: str, own: Sequence[str], tunnels: Iterable[Tunnel]) -> None:
+        lines = ["[Interface]", *own]
         for tunnel in tunnels:
             lines += ["[Peer]", f"PublicKey = {tunnel.public_key}"]
             lines += [f"AllowedIPs = {', '.join(map(str, tunnel.allowed))}"]
@@ -270,7 +298,7 @@ class Interface:
                 lines.append(
                     f"Endpoint = [{host}]:{number}" if ":" in host else f"Endpoint = {host}:{number}"
                 )
-        run(["wg", "syncconf", self.name, "/dev/stdin"], "\n".join(lines) + "\n")
+        run(["wg", how, self.name, "/dev/stdin"], "\n".join(lines) + "\n")
 
     def endpoints(self) -> dict[str, tuple[str, int]]:
         """Where each peer was heard from last, by public key."""
@@ -303,6 +331,7 @@ class Interface:
 
     def delete(self) -> None:
         """Take it away; nothing happens if it is not there."""
+        self._tunnels = None
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.terminate()

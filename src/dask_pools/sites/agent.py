@@ -365,13 +365,13 @@ class Agent:
         self._mesh = mesh
         return protocol.Offered(number=order.number, offer=offer)
 
-    async def _join_mesh(self, order: protocol.JoinMesh) -> None:
+    async def _join_mesh(self, order: protocol.JoinMesh) -> protocol.Report:
         if self._mesh is None:
             raise MeshError("This host has no part of a mesh yet.")
         router = replace(order.router, port=self._mesh.router.port)
-        await asyncio.to_thread(self._mesh.update, router, order.offers)
-        if order.wait is not None:
-            await asyncio.to_thread(self._mesh.wait, order.wait)
+        await asyncio.to_thread(self._mesh.update, router, order.offers, order.preshared)
+        missing = {} if order.wait is None else await asyncio.to_thread(self._mesh.missing, order.wait)
+        return protocol.Joined(number=order.number, missing=missing)
 
     async def _make_key(self, order: protocol.MakeKey) -> protocol.Report:
         try:

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 
 from dask_pools.cluster.launchers import Launcher
 from dask_pools.errors import MeshError
-from dask_pools.mesh.host import remove_leftovers
+from dask_pools.mesh.host import CARRY_ON, remove_leftovers
 from dask_pools.mesh.rootless import entry
 from dask_pools.mesh.wireguard import free_port
 from dask_pools.sites import protocol
@@ -50,7 +50,13 @@ def _host(surroundings: Surroundings) -> Launcher:
     return LocalLauncher(surroundings.scratch, host=surroundings.listen)
 
 
-LAUNCHERS: dict[str, MakeLauncher] = {"host": _host}
+def _docker(surroundings: Surroundings) -> Launcher:
+    from dask_pools.cluster.launchers.docker import DockerOptions
+
+    return DockerOptions(**surroundings.options).of(host=surroundings.listen)
+
+
+LAUNCHERS: dict[str, MakeLauncher] = {"host": _host, "docker": _docker}
 """How workers are started, by the names that the protocol has."""
 
 
@@ -147,7 +153,8 @@ def agent(cluster: str, path: Path, udp_port: int | None, address: str | None) -
 def _start(home: Home, mesh: bool, udp_port: int | None) -> int:
     """Start the agent; its process."""
     try:
-        port = free_port(None) if udp_port == 0 else udp_port
+        # Of an agent that was killed, what kept the port may just be ending.
+        port = None if udp_port is None else free_port(udp_port or None, CARRY_ON)
         inside = entry(port) if mesh else ()
     except MeshError:
         home.remove()

@@ -40,6 +40,7 @@ __all__ = [
     "Health",
     "Hello",
     "JoinMesh",
+    "Joined",
     "Leaving",
     "Lines",
     "MakeKey",
@@ -202,6 +203,8 @@ class JoinMesh(_Model):
     router: Router
     offers: tuple[Offer, ...]
     """Of the other hosts."""
+    preshared: dict[str, str] = Field(default_factory=dict, repr=False)
+    """Keys that this host shares with others, by site."""
     wait: Seconds | None = None
     """For how long to wait until all of them can be talked to; None for not at all."""
 
@@ -270,6 +273,15 @@ class Offered(_Model):
     offer: Offer
 
 
+class Joined(_Model):
+    """The host knows the plan, and has waited for the others for as long as it was told to."""
+
+    kind: Literal["joined"] = "joined"
+    number: Number
+    missing: dict[str, str] = Field(default_factory=dict)
+    """By site: why it cannot be talked to, and what to do."""
+
+
 class Failed(_Model):
     """An order has not been carried out, and left nothing behind."""
 
@@ -310,7 +322,9 @@ class Leaving(_Model):
 Order: TypeAlias = (
     Hello | Beat | StartWorker | StopWorker | MakeKey | TrustKey | RaiseMesh | JoinMesh | TakeDown
 )
-Report: TypeAlias = Welcome | Health | Done | SigningRequest | Offered | Failed | Ended | Refused | Leaving
+Report: TypeAlias = (
+    Welcome | Health | Done | SigningRequest | Offered | Joined | Failed | Ended | Refused | Leaving
+)
 
 _ORDERS: TypeAdapter[Order] = TypeAdapter(Annotated[Order, Field(discriminator="kind")])
 _REPORTS: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator="kind")])

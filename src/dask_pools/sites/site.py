@@ -179,6 +179,10 @@ class Site:
             raise SiteError(self.host.host, report.step, report.reason, report.command, report.said)
         return report
 
+    def prepare_again(self) -> None:
+        """Have it prepared anew before anything else is asked of it."""
+        self._prepared = None
+
     async def ended(self, worker: str) -> str:
         """Wait until a worker has ended by itself, or with its site; why."""
         if worker not in self._ended:
@@ -387,7 +391,13 @@ class Site:
                 raise _Broken(reason)
             case protocol.Leaving(reason=reason):
                 raise _Gone(f"its agent has taken everything down: {reason}")
-            case protocol.Done() | protocol.Failed() | protocol.SigningRequest() | protocol.Offered():
+            case (
+                protocol.Done()
+                | protocol.Failed()
+                | protocol.SigningRequest()
+                | protocol.Offered()
+                | protocol.Joined()
+            ):
                 asked = self._asked.get(report.number)
                 if asked is not None and not asked[1].done():
                     asked[1].set_result(report)

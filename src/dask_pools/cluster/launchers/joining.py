@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -18,12 +19,15 @@ from dask_pools.cluster.launchers import WorkerShape
 from dask_pools.errors import UnsupportedSettingError
 from dask_pools.sites.addresses import is_loopback
 
-__all__ = ["check_private", "joined", "tls_options", "worker_command"]
+__all__ = ["check_private", "joined", "last_lines", "own_address", "tls_options", "worker_command"]
 
 _UNIQUE_LOCAL = ipaddress.ip_network("fc00::/7")
 
 # Seconds between two looks at who has joined: soon at first, and rarely for those that take long.
 POLL, POLL_AT_MOST = 0.05, 2.0
+
+# Lines of what was written that an error shows.
+SHOWN = 5
 
 
 def worker_command(
@@ -71,18 +75,43 @@ def check_private(scheduler: str) -> None:
     UnsupportedSettingError
         If its address is one of ``tcp://`` that is neither of this machine nor of a mesh.
     """
-    url = urlsplit(scheduler)
-    host = url.hostname or ""
-    with suppress(ValueError):
-        # Unique local addresses: those of a mesh, which encrypts by itself.
-        if ipaddress.ip_address(host) in _UNIQUE_LOCAL:
-            return
-    if url.scheme == "tcp" and not is_loopback(host):
+    if not _is_private(scheduler):
         raise UnsupportedSettingError(
             f"the scheduler at {scheduler} would speak to other machines without encryption, and whoever "
             "reaches it could run code there. Make it with protocol='tls' and security=Security(), after "
             "setting distributed.comm.tls in Dask's configuration"
         )
+
+
+def _is_private(scheduler: str) -> bool:
+    url = urlsplit(scheduler)
+    host = url.hostname or ""
+    with suppress(ValueError):
+        # Unique local addresses: those of a mesh, which encrypts by itself.
+        if ipaddress.ip_address(host) in _UNIQUE_LOCAL:
+            return True
+    return url.scheme != "tcp" or is_loopback(host)
+
+
+def own_address(scheduler: str) -> str:
+    """Address of this machine for workers to listen on, and on no other.
+
+    It is the one that the scheduler is reached from: on a mesh, this machine's own there. Where that would
+    let others listen in, it is that of the loopback interface.
+
+    Raises
+    ------
+    OSError
+        If the scheduler cannot be reached.
+    """
+    url = urlsplit(scheduler)
+    if not _is_private(scheduler):
+        return "127.0.0.1"
+    [(family, *_, target), *_] = socket.getaddrinfo(url.hostname, url.port, type=socket.SOCK_DGRAM)
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(target)  # nothing is sent
+        host = str(probe.getsockname()[0])
+    return f"[{host}]" if ":" in host else host
 
 
 def tls_options(scheduler: str) -> list[str]:
@@ -96,6 +125,11 @@ def tls_options(scheduler: str) -> list[str]:
         if files.get(key)
         for word in (f"--tls-{key.replace('_', '-')}", files[key])
     ]
+
+
+def last_lines(text: str) -> str:
+    """Get the last lines of what something wrote, for an error that says so."""
+    return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-SHOWN:]) or "nothing"
 
 
 async def joined(scheduler: str, name: str, timeout: float, ended: Awaitable[str]) -> None:

@@ -25,7 +25,7 @@ import dask
 
 from dask_pools.cluster import tether
 from dask_pools.cluster.launchers import WorkerShape
-from dask_pools.cluster.launchers.joining import joined, worker_command
+from dask_pools.cluster.launchers.joining import joined, own_address, worker_command
 from dask_pools.workers import LauncherOptions, Listed, Workers
 
 __all__ = ["LocalLauncher", "LocalOptions", "LocalWorker"]
@@ -51,15 +51,16 @@ class LocalLauncher:
         Level from which on the workers log.
     timeout : float
         Seconds within which a worker has to join.
-    host : str
-        Address that the workers listen on; that of the loopback interface keeps them to this machine.
+    host : str, optional
+        Address that the workers listen on; by default the one that they reach the scheduler from, if what is
+        sent there is encrypted. That of the loopback interface keeps them to this machine.
     """
 
     scratch: str | None = None
     prefix: tuple[str, ...] = ()
     log_level: int = logging.WARNING
     timeout: float = START_TIMEOUT
-    host: str = LOOPBACK
+    host: str | None = None
 
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> LocalWorker:
         """Start a worker; it has joined the scheduler when this returns."""
@@ -90,7 +91,7 @@ class LocalLauncher:
             python=(sys.executable, "-P"),  # what lies in the pool's directory is data, not code
             options=(
                 *(("--local-directory", self.scratch) if self.scratch else ()),
-                *("--host", self.host),
+                *("--host", self.host or own_address(scheduler)),
                 # Without a host Dask's status page would listen on all interfaces.
                 *("--dashboard-address", f"{LOOPBACK}:0", "--no-dashboard"),
                 *("--death-timeout", str(self.timeout)),
@@ -118,7 +119,7 @@ class LocalLauncher:
         config = {key: value for key, value in dask.config.global_config.items() if _is_plain(value)}
         settings: dict[str, Any] = {
             # A worker that has joined is ready: its first task does not have to wait for imports.
-            "distributed": {"worker": {"preload": [*_preloads("worker"), "dask_pools"]}}
+            "distributed": {"worker": {"preload": [*_preloads("worker"), "dask_pools.propagate"]}}
         }
         if "version" not in config.get("logging", {}):  # else it is the user's own, and complete
             settings["logging"] = {"distributed": self.log_level}
@@ -152,6 +153,11 @@ class LocalOptions(LauncherOptions):
 
     scratch: str | None = None
     prefix: Listed = ()
+
+    @property
+    def here(self) -> bool:
+        """They are."""
+        return True
 
     def launcher(self, pool: str, workers: Workers) -> LocalLauncher:
         """Make the launcher of a pool."""

@@ -1,7 +1,8 @@
 """Workers on a control host: its agent starts and stops them, this asks for it.
 
 How the agent does that is one of the launchers of this directory, which it runs at its end: as processes of
-the control host (``host``). This module knows what the agent is asked for, and not how the agent is reached.
+the control host (``host``), or as containers on it (``docker``). This module knows what the agent is asked
+for, and not how the agent is reached.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from dask_pools.workers import LauncherOptions, Workers
 if TYPE_CHECKING:  # who only reads a data-centres file needs nothing that speaks SSH
     from dask_pools.sites.site import Site
 
-__all__ = ["AtSite", "HostOptions", "SiteLauncher", "SiteWorker"]
+__all__ = ["AtSite", "HostOptions", "SiteLauncher", "SiteWorker", "only_at_its_site"]
 
-Kind = Literal["host"]
+Kind = Literal["host", "docker"]
 
 
 class AtSite(LauncherOptions):
@@ -40,10 +41,15 @@ class AtSite(LauncherOptions):
         DataCentresError
             Saying what starts workers at control hosts.
         """
-        raise DataCentresError(
-            f"The workers of {pool!r} are started at a control host (launcher: {workers.launcher}), and a "
-            "cluster has to connect with that: use dask_pools.cluster.MultiSiteCluster with this file."
-        )
+        raise only_at_its_site(pool, workers)
+
+
+def only_at_its_site(pool: str, workers: Workers) -> DataCentresError:
+    """Say why workers cannot be started from here."""
+    return DataCentresError(
+        f"The workers of {pool!r} are started at a control host (launcher: {workers.launcher}), and a "
+        "cluster has to connect with that: use dask_pools.cluster.MultiSiteCluster with this file."
+    )
 
 
 class HostOptions(AtSite):
@@ -56,6 +62,11 @@ class HostOptions(AtSite):
     """
 
     listen: str | None = None
+
+    @property
+    def here(self) -> bool:
+        """They are, on the control host."""
+        return True
 
     def at(self, site: Site) -> SiteLauncher:
         """Make the launcher of the pool at a site."""
@@ -70,7 +81,7 @@ class SiteLauncher:
     ----------
     site : Site
         Connected with when the first worker is wanted.
-    kind : {"host"}
+    kind : {"host", "docker"}
         What the agent starts them by.
     listen : str, optional
         Address that the workers listen on; None for the one that SSH came in by.

@@ -1,0 +1,85 @@
+"""A cluster across sites whose pools are started in different ways: by Docker at a control host, and here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv6Address, ip_network
+from urllib.parse import urlsplit
+
+import at_sites
+import pytest
+from containers import Docker, start_docker
+from layout import observations, predictions
+from network import Network
+from test_multi_site import check_difference, hand_of, up
+
+from leftovers import eventually
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]  # the image may have to be made
+
+DATA_CENTRES = """
+network: mesh
+data_centres:
+  ecmwf:
+    prefixes: [/srv/data/ecmwf/]
+    site: {host: ecmwf, reach: open}
+    workers:
+      launcher: docker
+      minimum: 1
+      memory: 1 GiB
+      docker: {image: intake-pools, data: [/srv/data/ecmwf], daemon: "$DAEMON"}
+  eumetsat:
+    prefixes: [/srv/data/eumetsat/]
+    workers: {launcher: local, minimum: 1}
+"""
+"""The pool of eumetsat is on the machine of the scheduler."""
+
+
+@pytest.fixture
+def docker(network: Network) -> Iterator[Docker]:
+    """Docker's daemon on the control host of ecmwf."""
+    ecmwf = network["ecmwf"]
+    with start_docker(ecmwf.inside, ecmwf.from_outside) as docker:
+        yield docker
+
+
+def address_of(url: str) -> IPv6Address:
+    return IPv6Address(urlsplit(url).hostname or "")
+
+
+def test_containers_at_a_site_and_processes_here_are_pools_of_one_mesh(
+    network: Network, docker: Docker
+) -> None:
+    for host, name, file, data in (
+        ("ecmwf", "ecmwf", "predictions", predictions()),
+        ("client", "eumetsat", "observations", observations()),
+    ):
+        there = network[host].from_outside(f"/srv/data/{name}")
+        there.mkdir(exist_ok=True)
+        data.to_netcdf(there / f"{file}.nc")
+    with hand_of(network) as hand:
+        made = up(hand, text=DATA_CENTRES.replace("$DAEMON", docker.url))
+        assert made["failures"] == {}
+        assert made["pools"] == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"]}
+        data_centre, difference = hand.call(at_sites.calculate, "/tmp")
+        assert data_centre == "ecmwf"
+        check_difference(difference)
+        [container] = docker.client.containers.list(filters={"label": "dask-pools.pool=ecmwf"})
+        # Both listen inside the mesh only: one where the scheduler does, one at an address of its own.
+        scheduler = address_of(made["address"])
+        listening = {name: address_of(url) for name, url in hand.call(at_sites.addresses).items()}
+        assert listening["eumetsat-0"] == scheduler
+        assert listening["ecmwf-0"] in ip_network((scheduler, 48), strict=False)
+        assert listening["ecmwf-0"] != scheduler
+        container.kill()
+        assert eventually(lambda: hand.call(at_sites.pools)["ecmwf"] not in ([], ["ecmwf-0"]), 120)
+        assert hand.call(at_sites.one_in, "ecmwf", 120) == "ecmwf"
+    assert eventually(lambda: docker.containers() == [], 60)
+
+
+def test_a_control_host_without_docker_says_so_and_the_other_pools_go_on(network: Network) -> None:
+    with hand_of(network) as hand:
+        made = up(hand, text=DATA_CENTRES.replace("$DAEMON", "unix:///run/no.sock"))
+        assert made["pools"] == {"ecmwf": [], "eumetsat": ["eumetsat-0"]}
+        assert "Docker's daemon does not answer at unix:///run/no.sock" in made["failures"]["ecmwf"]
+        assert hand.call(at_sites.one_in, "eumetsat", 60) == "client"
