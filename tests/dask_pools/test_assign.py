@@ -178,6 +178,25 @@ def test_equal_sizes_are_shared_among_the_threads_of_the_pools(chunks, threads, 
     assert work[A] / sum(work) == pytest.approx(share, abs=2 / chunks)
 
 
+def test_a_graph_is_placed_alike_in_whatever_order_its_tasks_come():
+    # What is made of b.max() - a.max() costs the same on either side; so it does between the two.
+    reads = {"a": "", "b": "", "a max": "a", "b max": "b", "difference": ("a max", "b max")}
+    reads |= {"out": ("difference",), "others of a": "a", "others of b": "b"}
+    large = {"a": A, "b": B}
+    found = set()
+    for seed in range(20):
+        firsts, seconds, rest = ["a", "b"], ["a max", "b max"], [*reads][4:]
+        random = Random(seed)
+        random.shuffle(firsts)
+        random.shuffle(seconds)
+        order = [*firsts, *seconds, *rest]
+        inputs = [[order.index(source) for source in reads[name]] for name in order]
+        nbytes = [100 if name in large else 1 for name in order]
+        pools = place(inputs, nbytes, [large.get(name, FREE) for name in order])
+        found.add(pools[order.index("difference")])
+    assert len(found) == 1
+
+
 def test_prices_decide_which_way_bytes_go():
     inputs, pinned = [[], [], [0, 1]], [A, B, FREE]
     assert place(inputs, [10, 20, 1], pinned) == [A, B, B]

@@ -332,7 +332,9 @@ def _merge_round(nets: list[Net], rep: list[int], tasks: int, scale: Scale) -> i
                 continue
             rest = total[node] - nbytes * most
             gain = nbytes * scale.least
-            if gain > rest or (gain == rest and _find(rep, other) < tasks):
+            # Strictly: which of two equal neighbours comes first depends on the order of the tasks, and a
+            # graph is to be placed alike whenever it is sent. The cut decides without that.
+            if gain > rest:
                 rep[node] = other
                 grown.add(_find(rep, other))
                 moved += 1
