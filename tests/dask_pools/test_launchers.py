@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shlex
+import signal
 import sys
 from dataclasses import replace
 from functools import partial
@@ -372,6 +373,17 @@ def test_what_a_batch_system_cannot_do_is_said_when_the_file_is_read(said: str, 
     text = f"data_centres:\n  a:\n    workers: {{launcher: {said}}}"
     with pytest.raises(DataCentresError, match=message):
         parse(text, "f.yaml")
+
+
+def test_ctrl_c_means_what_it_did_before_there_were_batch_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dask_jobqueue"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        pool_specs(parse(shown("slurm"), "slurm.md"))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_without_dask_jobqueue_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,12 +174,14 @@ def test_a_request_that_is_withdrawn_as_the_container_is_made_leaves_none(
             await launching
 
     asyncio.run(withdraw())
-    assert set(docker.containers()) <= before
+    # On a machine that is very busy Docker is left to finish by itself.
+    assert eventually(lambda: set(docker.containers()) <= before), docker.containers()
 
 
 def test_one_file_with_slurm_docker_and_local_processes_runs_one_calculation(
     slurm: Slurm, docker: Docker, tmp_path: Path
 ) -> None:
+    before = set(docker.containers())
     (tmp_path / "archive").mkdir()
     with start_sites(["here"]) as sites:
         pools = {"ecmwf": slurm.from_outside, "eumetsat": None, "here": sites["here"].from_outside}
@@ -212,5 +214,5 @@ def test_one_file_with_slurm_docker_and_local_processes_runs_one_calculation(
             for other in files:
                 seen = {pool: client.submit(os.path.exists, str(other), **in_pool(pool)) for pool in pools}
                 assert [pool for pool, one in seen.items() if one.result()] == [other.parent.name]
-    assert docker.containers() == []
+    assert set(docker.containers()) <= before
     assert slurm.jobs("PENDING", "RUNNING") == []

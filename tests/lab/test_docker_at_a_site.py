@@ -31,8 +31,11 @@ data_centres:
   eumetsat:
     prefixes: [/srv/data/eumetsat/]
     workers: {launcher: local, minimum: 1}
+  dwd:
+    site: {host: eumetsat}
+    workers: {launcher: docker, minimum: 1, docker: {image: intake-pools, daemon: "unix:///run/no.sock"}}
 """
-"""The pool of eumetsat is on the machine of the scheduler."""
+"""The pool of eumetsat is on the machine of the scheduler; the control host of dwd has no Docker."""
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def address_of(url: str) -> IPv6Address:
     return IPv6Address(urlsplit(url).hostname or "")
 
 
-def test_containers_at_a_site_and_processes_here_are_pools_of_one_mesh(
+def test_containers_at_a_site_and_processes_here_are_pools_of_one_mesh_and_missing_docker_is_told(
     network: Network, docker: Docker
 ) -> None:
     for host, name, file, data in (
@@ -59,8 +62,9 @@ def test_containers_at_a_site_and_processes_here_are_pools_of_one_mesh(
         data.to_netcdf(there / f"{file}.nc")
     with hand_of(network) as hand:
         made = up(hand, text=DATA_CENTRES.replace("$DAEMON", docker.url))
-        assert made["failures"] == {}
-        assert made["pools"] == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"]}
+        assert made["pools"] == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"], "dwd": []}
+        assert made["failures"].keys() == {"dwd"}
+        assert "Docker's daemon does not answer at unix:///run/no.sock" in made["failures"]["dwd"]
         data_centre, difference = hand.call(at_sites.calculate)
         assert data_centre == "ecmwf"
         check_difference(difference)
@@ -75,11 +79,3 @@ def test_containers_at_a_site_and_processes_here_are_pools_of_one_mesh(
         assert eventually(lambda: hand.call(at_sites.pools)["ecmwf"] not in ([], ["ecmwf-0"]), 120)
         assert hand.call(at_sites.one_in, "ecmwf", 120) == "ecmwf"
     assert eventually(lambda: docker.containers() == [], 60)
-
-
-def test_a_control_host_without_docker_says_so_and_the_other_pools_go_on(network: Network) -> None:
-    with hand_of(network) as hand:
-        made = up(hand, text=DATA_CENTRES.replace("$DAEMON", "unix:///run/no.sock"))
-        assert made["pools"] == {"ecmwf": [], "eumetsat": ["eumetsat-0"]}
-        assert "Docker's daemon does not answer at unix:///run/no.sock" in made["failures"]["ecmwf"]
-        assert hand.call(at_sites.one_in, "eumetsat", 60) == "client"

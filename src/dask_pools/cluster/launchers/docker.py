@@ -167,9 +167,9 @@ class DockerLauncher:
             worker = DockerWorker(client, container, output)
             container.start()
             return worker
-        except DockerException as error:
+        except (DockerException, OSError) as error:  # a connection that breaks is an OSError
             # Of a container that never ran Docker would keep the output open for ever.
-            with suppress(DockerException):
+            with suppress(DockerException, OSError):
                 if output is not None:
                     output.close()
                 if container is not None:
@@ -270,12 +270,11 @@ class DockerWorker:
     async def ended(self) -> str:
         """Wait until its container is no more, and say how it ended."""
         from docker.errors import DockerException
-        from requests import RequestException
 
         try:
             status = (await _result(self._ending))["StatusCode"]
             how = f"its container ended with exit status {status}"
-        except (DockerException, RequestException) as error:
+        except (DockerException, OSError) as error:
             how = f"Docker's daemon does not know how its container ended ({error})"
         await asyncio.wait([asyncio.wrap_future(self._hearing)], timeout=1)
         return f"{how}, saying: {last_lines(self._said)}"
@@ -286,12 +285,15 @@ class DockerWorker:
 
     async def close(self) -> None:
         """Have the container stopped, and wait until Docker has removed it."""
+        from docker.errors import DockerException
+
         try:
             async with asyncio.timeout(REMOVE_TIMEOUT):
                 if problem := await _result(_in_thread(self._stop)):
                     logger.warning("Container %s may still be there: %s.", self._container.name, problem)
                     return
-                await _result(self._ending)
+                with suppress(DockerException, OSError):  # how it ended is of no interest any more
+                    await _result(self._ending)
         except TimeoutError:
             logger.warning(
                 "Container %s is still there %g s after it was to stop: docker rm --force %s",
@@ -303,13 +305,12 @@ class DockerWorker:
     def _stop(self) -> str | None:
         """Stop the container; what went wrong, if something did."""
         from docker.errors import DockerException, NotFound
-        from requests import RequestException
 
         try:
             self._container.stop(timeout=CLOSE_TIMEOUT)
         except NotFound:
             return None
-        except (DockerException, RequestException) as error:
+        except (DockerException, OSError) as error:
             # It may have ended just now, which Docker takes for a conflict.
             return None if getattr(error, "status_code", None) == 409 else str(error)
         return None

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import re
 import shlex
+import signal
 import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -74,6 +75,16 @@ _SYSTEMS = {
     "htcondor": _Batch("HTCondor", "htcondor", "HTCondorJob"),
     "oar": _Batch("OAR", "oar", "OARJob"),
 }
+
+
+def _job_class(batch: _Batch) -> Any:
+    """Import a job class, and let Ctrl-C mean what it did: dask-jobqueue makes it end the program at once."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return getattr(import_module(f"dask_jobqueue.{batch.module}"), batch.job_class)
+    finally:
+        if signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True)
@@ -423,7 +434,7 @@ class _JobOptions(LauncherOptions):
         """
         batch = _SYSTEMS[self.system]
         try:
-            job_class = getattr(import_module(f"dask_jobqueue.{batch.module}"), batch.job_class)
+            job_class = _job_class(batch)
         except ImportError as error:
             raise ImportError(
                 f"The workers of {pool!r} are jobs of {batch.name}, which takes dask-jobqueue: "
