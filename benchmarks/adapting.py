@@ -34,6 +34,7 @@ from rich.table import Table
 from dask_pools import connect
 from dask_pools.cluster import PoolCluster, PoolSpec
 from dask_pools.cluster.launchers import WorkerShape
+from simulated import WorkerHere, worker_here
 
 FASTER = 20
 """Seconds of the model in a second."""
@@ -53,44 +54,15 @@ SCHEDULER = {
 }
 
 
-async def worker_here(scheduler: str, name: str, resources: dict[str, float]) -> Worker:
-    return await Worker(
-        scheduler,
-        name=name,
-        nthreads=1,
-        resources=resources,
-        host="127.0.0.1",
-        dashboard=False,
-        memory_limit=0,
-    )
-
-
-class Launched:
-    """A worker in this process."""
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-
-    async def ended(self) -> str:
-        await self.worker.finished()
-        return "it was closed"
-
-    async def logs(self) -> str:
-        return ""
-
-    async def close(self) -> None:
-        await self.worker.close(executor_wait=False)
-
-
 class Delayed:
     """Starts workers in this process, each after one of these delays, in seconds of the model."""
 
     def __init__(self, delays: Iterator[float]) -> None:
         self.delays = delays
 
-    async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> Launched:
+    async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> WorkerHere:
         await asyncio.sleep(next(self.delays) / FASTER)
-        return Launched(await worker_here(scheduler, name, dict(shape.resources)))
+        return WorkerHere(await worker_here(scheduler, name, dict(shape.resources)))
 
 
 class LumpWorker(ProcessInterface):  # type: ignore[misc]

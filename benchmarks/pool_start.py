@@ -17,33 +17,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from distributed import Client, LocalCluster, Worker
+from distributed import Client, LocalCluster
 from rich.console import Console
 from rich.table import Table
 
 from dask_pools.cluster import LocalPools, PoolCluster, PoolSpec
 from dask_pools.cluster.launchers import WorkerShape
 from dask_pools.provision import ensure_workers
+from simulated import WorkerHere, worker_here
 
 START_LIMIT, SLOWEST_LIMIT = 1.1, 1.2
 DELAYS = {"near": 5.0, "far": 6.0, "queued": 8.0}
-
-
-class SlowWorker:
-    """A worker in this process."""
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-
-    async def ended(self) -> str:
-        await self.worker.finished()
-        return "it was closed"
-
-    async def logs(self) -> str:
-        return ""
-
-    async def close(self) -> None:
-        await self.worker.close(executor_wait=False)
 
 
 class SlowLauncher:
@@ -52,18 +36,9 @@ class SlowLauncher:
     def __init__(self, delay: float) -> None:
         self.delay = delay
 
-    async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> SlowWorker:
+    async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> WorkerHere:
         await asyncio.sleep(self.delay)
-        worker = Worker(
-            scheduler,
-            name=name,
-            nthreads=shape.threads,
-            resources=dict(shape.resources),
-            host="127.0.0.1",
-            dashboard=False,
-            memory_limit=0,
-        )
-        return SlowWorker(await worker)
+        return WorkerHere(await worker_here(scheduler, name, dict(shape.resources)))
 
 
 def to_first_result(make: Callable[[], AbstractContextManager[Any]], **requirements: Any) -> float:

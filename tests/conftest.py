@@ -16,6 +16,14 @@ from leftovers import children, eventually
 REPORT = pytest.StashKey[pytest.TestReport]()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Clusters of the tests are written down in a place of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def site_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The directories that the tasks of each pool run in."""

@@ -2,7 +2,7 @@
 
 A message is found where an error is made: in a call of one of the project's classes, in the ``__str__`` of
 those that put their text together themselves, in ``raise`` of Python's own where a user meets them, and in
-functions called ``…complaint`` or ``…diagnosis``, which return such texts.
+functions called ``…complaint``, ``…diagnosis`` or ``…silent``, which return such texts.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _NOT = ("catalog/intake_pools/demo/", "catalog/intake_pools/cli.py", "catalog/in
 _PYTHONS = frozenset(
     ("ValueError", "TypeError", "RuntimeError", "NotImplementedError", "FileNotFoundError", "OSError")
 )
+_COMPLAINTS = {"data_centres": "DataCentresError", "dask_pools/mesh/": "MeshError"}
+"""What functions that return texts return them for; elsewhere it is `EntryError`."""
 # What makes an error of what they are given.
 _MAKERS = {"_wrong": "EntryError", "_Failure": "EntryError"}
 
@@ -113,8 +115,8 @@ def _messages_in(tree: ast.Module, name: str) -> Iterator[Message]:
             for method in node.body:
                 if isinstance(method, ast.FunctionDef) and method.name == "__str__":
                     yield from _returned(node.name, name, method)
-        elif isinstance(node, ast.FunctionDef) and node.name.endswith(("complaint", "diagnosis")):
-            kind = "DataCentresError" if "data_centres" in name else "EntryError"
+        elif isinstance(node, ast.FunctionDef) and node.name.endswith(("complaint", "diagnosis", "silent")):
+            kind = next((of for part, of in _COMPLAINTS.items() if part in name), "EntryError")
             yield from _returned(kind, name, node)
 
 

@@ -31,6 +31,7 @@ from dask_pools.cluster.pool_spec import pool_specs
 from dask_pools.mesh.described import described_sites
 from dask_pools.sites import addresses
 from errors_table import ROOT, TABLE, Row, messages, rows
+from host_errors import of_hosts
 from intake_pools import icechunk_stores, load_from_catalog, open_catalog, references, stores, writing
 from intake_pools.drivers import PooledNetCDFSource
 from intake_pools.entries import entry_of
@@ -103,9 +104,6 @@ ELSEWHERE = {
     "test_inside_the_event_loop_the_way_out_is_named_and_works",
 }
 """Beginnings of rows, and the test that produces the message."""
-
-ON_HOSTS = {"MeshError", "SiteError"}
-"""Classes whose errors take hosts and networks to produce: see their own tests, and those of tests/lab."""
 
 
 def test_every_message_in_the_source_has_a_row():
@@ -502,15 +500,14 @@ def test_every_row_is_what_is_said(client, tmp_path, site_dirs):
     dataset = xr.Dataset({"v": ("x", np.arange(3.0))})
     with dask.config.set({"pools.eager-size": 0}):
         provoked = [*of_catalogues(tmp_path), *of_references(tmp_path), *of_clusters()]
-        provoked += of_data(site_dirs["ecmwf"], dataset)
+        provoked += [*of_hosts(tmp_path), *of_data(site_dirs["ecmwf"], dataset)]
         heard = [said(one) for one in provoked]
     strangers = [(kind, text) for kind, text in heard if not any(_says(row, kind, text) for row in rows())]
     assert not strangers, "No row is like this:\n" + "\n".join(map(str, strangers))
     missing = [
         row.text
         for row in rows()
-        if row.kind not in ON_HOSTS
-        and not any(row.text.startswith(beginning) for beginning in ELSEWHERE)
+        if not any(row.text.startswith(beginning) for beginning in ELSEWHERE)
         and not any(_says(row, kind, text) for kind, text in heard)
     ]
     assert not missing, "\n".join(["No case here, and none in ELSEWHERE, produces:", *missing])

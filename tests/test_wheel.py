@@ -67,6 +67,7 @@ def test_the_wheel_has_the_types_and_the_catalogues(wheel):
         "intake_pools/py.typed",
         "intake_pools/catalogs/demo.yaml",
         "intake_pools/catalogs/weather.yaml",
+        "intake_pools/catalogs/weather-data-centres.yaml",
         "intake_pools/catalogs/data-centres.yaml",
     } <= names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]

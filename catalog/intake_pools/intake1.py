@@ -482,13 +482,18 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
             rendered.update(given)
             return [(rendered, None)]
         used = used or set()
-        parameters = {**home.user_parameters, **_parameters(own, self.name)}
         context: dict[str, Any] = {"CATALOG_DIR": home.directory}
-        stated = {name: value for name, value in given.items() if name in parameters}
         wanted: list[str] = []
         if used - {"CATALOG_DIR"} and (known := home.known_data_centres()) is not None:
             valued = {name for one in known.data_centres.values() for name in one.parameters}
             wanted = sorted((used & valued) - set(given))
+        if isinstance(own, Mapping) and not home.allow_code:
+            # Before there is anything of Intake's.
+            for name in used.intersection(own).difference(wanted, given):
+                if isinstance(own[name], Mapping):
+                    _refuse_lookup(name, own[name].get("default"))
+        parameters = {**home.user_parameters, **_parameters(own, self.name)}
+        stated = {name: value for name, value in given.items() if name in parameters}
         for name, parameter in parameters.items():
             if name in used and name not in wanted:
                 context[name] = _value(parameter, stated, home.allow_code)
@@ -588,6 +593,21 @@ def _parameters(given: Any, where: str) -> dict[str, Any]:
 _LOOKED_UP = ("env(", "client_env(", "shell(", "client_shell(")
 
 
+def _refuse_lookup(name: str, default: Any) -> None:
+    """Refuse a default that would be looked up or filled in."""
+    if not isinstance(default, str):
+        return
+    if default.lstrip().startswith(_LOOKED_UP):
+        raise EntryError(
+            f"the default of the parameter {name!r} is {default[:40]!r}, which is not looked up for a "
+            f"catalogue. Give a value: `cat.ENTRY({name}=…)`, or `parameters: {{{name}: …}}` of a data "
+            "centre in the data-centres file"
+        )
+    # As Intake fills in nothing there, neither do we; but what is there could be filled in later on.
+    if "{{" in default or "{%" in default:
+        raise EntryError(f"the default of the parameter {name!r} is a template, which is not filled in")
+
+
 def _value(parameter: Any, stated: Mapping[str, Any], allow_code: bool = False) -> Any:
     """Get the value of a parameter: the stated one, else its default, which is neither looked up nor run."""
     if isinstance(parameter, Mapping):  # as Intake allows for those that are given to a catalogue
@@ -598,16 +618,8 @@ def _value(parameter: Any, stated: Mapping[str, Any], allow_code: bool = False) 
         from intake.catalog.utils import expand_defaults
 
         value = expand_defaults(value)
-    elif name not in stated and isinstance(value, str):
-        if value.lstrip().startswith(_LOOKED_UP):
-            raise EntryError(
-                f"the default of the parameter {name!r} is {value[:40]!r}, which is not looked up for a "
-                f"catalogue. Give a value: `cat.ENTRY({name}=…)`, or `parameters: {{{name}: …}}` of a data "
-                "centre in the data-centres file"
-            )
-        # As Intake fills in nothing there, neither do we; but what is there could be filled in later on.
-        if "{{" in value or "{%" in value:
-            raise EntryError(f"the default of the parameter {name!r} is a template, which is not filled in")
+    elif name not in stated:
+        _refuse_lookup(name, value)
     try:
         return parameter.validate(coerce(parameter.type, value) if value is None else value)
     except Exception as error:  # conversions of all kinds

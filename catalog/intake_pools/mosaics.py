@@ -88,7 +88,7 @@ class RemoteVariable:
             return DataChangedError(self.entry, chunk, self.version.stamp or self.version.text, found)
 
         try:
-            dataset = stores.opened(self.source, self.version, changed)
+            dataset = stores.opened(self.source, self.version, changed, self.variable)
             return dataset.variables[self.variable][index].values
         except StoreGone as error:
             raise changed(f"none ({error})") from None

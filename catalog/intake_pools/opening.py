@@ -32,6 +32,7 @@ from intake_pools.locate import Location
 from intake_pools.mosaics import NotAMosaic
 from intake_pools.recipes import Limits
 from intake_pools.remembered import Opening
+from intake_pools.series import Series
 from intake_pools.stores import State
 from intake_pools.urls import is_local, is_references, public_url
 
@@ -459,26 +460,23 @@ def _batch(
     first, last = (len(listing) * part // number for part in (index, index + 1))
 
     def opened() -> _Batch | _Apart:
-        states, datasets = [], []
-        shared = recipes.SharedIndexes()
-        for source in stores.sources_of(
+        sources = stores.sources_of(
             listing[first:last], entry.engine, entry.xarray_kwargs, entry.storage_options
-        ):
-            # Small data variables of many files would be many bytes; and they are combined by indexes.
-            alone = len(listing) == 1 and not entry.combining
-            file = stores.reopened(source)
-            states.append(State(source, file.version))
-            own = limits if alone else replace(limits, index=math.inf)
-            eager = alone and limits.data
-            datasets.append(recipes.dataset_of(file, entry, own, eager_data=eager, shared=shared))
+        )
+        if len(listing) == 1 and not entry.combining:
+            (file,) = map(stores.reopened, sources)
+            dataset = recipes.dataset_of(file, entry, limits, eager_data=limits.data)
+            return _Batch((State(file.source, file.version),), (dataset,))
+        series = Series(entry, limits)
+        states, datasets = zip(*map(series.open, sources), strict=True) if sources else ((), ())
         # What a field is can be told from all files only.
         if not together or len(datasets) < 2 or entry.patterns:
-            return _Batch(tuple(states), tuple(datasets))
+            return _Batch(states, datasets)
         # Batches that were combined as Dask's arrays would be could not be combined as mosaics any more.
         if entry.combining.get("combine_attrs", "override") != "override":
             return _APART
         try:
-            return _Batch(tuple(states), (recipes.combined(datasets, entry),))
+            return _Batch(states, (recipes.combined(datasets, entry),))
         except (NotAMosaic, EntryError):
             return _APART
 

@@ -36,8 +36,10 @@ __all__ = [
     "combined_arrays",
     "dataset_of",
     "fields_of",
+    "from_file",
     "lazy",
     "unindexed",
+    "with_variables",
     "without_large_indexes",
 ]
 
@@ -213,9 +215,13 @@ def dataset_of(
             chunks = chunks_of(variable, entry.chunks, limits.chunk, limits.automatic)
             mosaic = mosaic_of(state, name, variable.dtype, chunks)
             variables[name] = xr.Variable(variable.dims, mosaic, variable.attrs, variable.encoding)
-    made = _with(dataset, variables, indexes)
-    made.encoding["source"] = public_url(opened.source.url)
-    return made.assign_coords(fields_of(opened.source.url, entry.patterns)) if entry.patterns else made
+    return from_file(with_variables(dataset, variables, indexes), opened.source.url, entry)
+
+
+def from_file(dataset: xr.Dataset, url: str, entry: Entry) -> xr.Dataset:
+    """Say in a Dataset which file it is of, and what the name of that says."""
+    dataset.encoding["source"] = public_url(url)
+    return dataset.assign_coords(fields_of(url, entry.patterns)) if entry.patterns else dataset
 
 
 def fields_of(url: str, patterns: Sequence[str]) -> dict[str, Any]:
@@ -275,7 +281,7 @@ def without_large_indexes(dataset: xr.Dataset, first: Opened, entry: Entry, limi
         lazy_again[dim] = xr.Variable((dim,), mosaic, stored.attrs, stored.encoding)
     if not lazy_again:
         return dataset
-    return _with(dataset.drop_indexes(list(lazy_again)), lazy_again)
+    return with_variables(dataset.drop_indexes(list(lazy_again)), lazy_again)
 
 
 def _small(dataset: xr.Dataset, indexes: Mapping[Hashable, Any], limit: int, data: bool) -> set[Hashable]:
@@ -294,19 +300,24 @@ def _small(dataset: xr.Dataset, indexes: Mapping[Hashable, Any], limit: int, dat
     return small
 
 
-def _with(
+def with_variables(
     dataset: xr.Dataset,
     variables: Mapping[Hashable, xr.Variable],
     indexes: Mapping[Hashable, Any] | None = None,
+    attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Copy of a Dataset with other variables of the same names and shapes; its indexes stay, if none come."""
+    """Copy of a Dataset with other variables of the same names and dimensions.
+
+    Its indexes and attributes stay, unless others are given.
+    """
     all_of_them = {
         name: variables[name] if name in variables else variable.copy(deep=False)
         for name, variable in dataset.variables.items()
     }
     indexes = dict(dataset.xindexes) if indexes is None else indexes
     coords = xr.Coordinates({name: all_of_them[name] for name in dataset.coords}, indexes=indexes)
-    made = xr.Dataset({name: all_of_them[name] for name in dataset.data_vars}, coords, dataset.attrs)
+    attrs = dataset.attrs if attrs is None else attrs
+    made = xr.Dataset({name: all_of_them[name] for name in dataset.data_vars}, coords, attrs)
     made.encoding = dict(dataset.encoding)
     return made
 
@@ -321,7 +332,7 @@ def lazy(dataset: xr.Dataset, entry: Entry, limits: Limits) -> xr.Dataset:
         if name not in dataset.xindexes and isinstance(variable.data, Mosaic):
             array = variable.data.to_dask(_as_free_as(name, dataset, entry), limits.annotations)
             variables[name] = xr.Variable(variable.dims, array, variable.attrs, variable.encoding)
-    return _with(dataset, variables)
+    return with_variables(dataset, variables)
 
 
 def _as_free_as(name: Hashable, dataset: xr.Dataset, entry: Entry) -> Entry:
@@ -400,7 +411,7 @@ def combined_arrays(datasets: Sequence[xr.Dataset], entry: Entry, limits: Limits
         if name not in result.xindexes and isinstance(variable.data, da.Array):
             array = _one_layer(name, variable.data, _as_free_as(name, result, entry), limits)
             variables[name] = xr.Variable(variable.dims, array, variable.attrs, variable.encoding)
-    return _with(result, variables)
+    return with_variables(result, variables)
 
 
 def _one_layer(label: Hashable, array: da.Array, entry: Entry, limits: Limits) -> da.Array:

@@ -18,16 +18,16 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 from dask.base import tokenize
 
 from dask_pools.errors import EntryError
-from intake_pools import filesystems, icechunk_stores, references
+from intake_pools import filesystems, icechunk_stores, netcdf_parts, references
 from intake_pools.known_drivers import NETCDF
 from intake_pools.marks import marks_of
 from intake_pools.netcdf_lock import LOCK
@@ -52,6 +52,7 @@ __all__ = [
     "Version",
     "expand",
     "forget",
+    "forget_others",
     "opened",
     "reopened",
     "source_of",
@@ -88,6 +89,8 @@ class Source:
     xarray_kwargs, storage_options : dict
     token : str
         Hash of all this without secrets.
+    only : str or None
+        The one variable that is opened; None for all.
     """
 
     url: str = field(repr=False)
@@ -95,6 +98,7 @@ class Source:
     xarray_kwargs: Mapping[str, Any] = field(repr=False)
     storage_options: Mapping[str, Any] = field(repr=False)
     token: str
+    only: str | None = None
 
     @property
     def local(self) -> bool:
@@ -110,6 +114,12 @@ class Source:
     def group(self) -> str:
         """Path of the group inside the store, without slashes at its ends."""
         return str(self.xarray_kwargs.get("group") or "").strip("/")
+
+    def with_only(self, variable: Hashable) -> Source:
+        """Get the part of a file that one variable is, where that can be opened by itself."""
+        if not isinstance(variable, str) or not netcdf_parts.can_be_parted(self.engine, self.xarray_kwargs):
+            return self
+        return replace(self, token=f"{self.token}/{variable}", only=variable) if self.local else self
 
 
 @dataclass(frozen=True)
@@ -188,6 +198,7 @@ def expand(urls: Iterable[str], storage_options: Mapping[str, Any]) -> list[str]
     found: list[str] = []
     for url in urls:
         if is_local(url):
+            # By its text, as it was located: through a link, `..` may lead anywhere.
             url = os.path.abspath(os.path.expanduser(url))
         if not is_pattern(url):
             found.append(url)
@@ -490,6 +501,8 @@ def _open(source: Source, version: Version) -> xr.Dataset:
         raise EntryError(
             f"engine {source.engine!r} takes no storage_options; h5netcdf and scipy read NetCDF with them"
         )
+    if source.only is not None:
+        return netcdf_parts.open_part(source.url, [source.only], kwargs)
     # chunks=None: Dask comes in one floor up, with names of ours.
     if source.engine not in _LOCKED:
         dataset = xr.open_dataset(target, engine=source.engine, chunks=None, cache=False, **kwargs)
@@ -647,7 +660,7 @@ def forget(concerns: Callable[[str], bool] = lambda url: True) -> None:
             slot.opened.dataset.close()
 
 
-def _forget_others(source: Source, version: Version) -> None:
+def forget_others(source: Source, version: Version) -> None:
     """Close what is open of other versions of the same data.
 
     HDF5 takes two openings of one inode for one file, and would show the old content through the new one.
@@ -679,15 +692,36 @@ def reopened(source: Source, expected: Version | None = None) -> Opened:
         version = expected if expected is not None and expected.snapshot else version_of(source)
         if held is None or not held.serves(source, version):
             if version.snapshot is None:
-                _forget_others(source, version)
+                forget_others(source, version)
             held = slot.opened = Opened(source, _open(source, version), version)
             if source.holds_file:
                 _close_when_idle()
         return held
 
 
-def opened(source: Source, version: Version, changed: Callable[[str], Exception]) -> xr.Dataset:
-    """Get the Dataset of a source as it was when it was opened first, perhaps in another process.
+# So many variables of one file are opened by themselves; who wants more of it gets all of it.
+_MOST_PARTS = 4
+
+
+def _for_reading(source: Source, version: Version, variable: Hashable) -> Source:
+    """All of a source if this process has it open, else the part of it that a variable is, if it has one."""
+    part = source.with_only(variable)
+    if part is source:
+        return source
+    with _slots_lock:
+        held = {token: _slots[token].opened for token in _slots_of.get(source.url, ())}
+    whole = held.get(source.token)
+    if (whole is not None and whole.serves(source, version)) or (
+        part.token not in held and len(held) >= _MOST_PARTS
+    ):
+        return source
+    return part
+
+
+def opened(
+    source: Source, version: Version, changed: Callable[[str], Exception], variable: Hashable
+) -> xr.Dataset:
+    """Get a Dataset with one variable of a source, as it was when it was opened first, perhaps elsewhere.
 
     Parameters
     ----------
@@ -696,6 +730,8 @@ def opened(source: Source, version: Version, changed: Callable[[str], Exception]
         The one that it must still have.
     changed : callable
         Makes the exception to raise from what was found instead.
+    variable : hashable
+        What is to be read. The others may be in the Dataset or not.
 
     Notes
     -----
@@ -703,6 +739,7 @@ def opened(source: Source, version: Version, changed: Callable[[str], Exception]
     """
     if version.anchors and (now := version.now()) != version.stamp:
         raise changed(now)
+    source = _for_reading(source, version, variable)
     held = _slot(source).opened
     if held is None or not held.serves(source, version):
         try:

@@ -1,9 +1,10 @@
 """Pins and placement on Dask: tasks run in the data centre that holds their data."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from dask_pools import config  # noqa: F401  (sets the defaults of dask.config)
-
-__version__ = "0.1.0"
-
 from dask_pools.errors import (
     DataCentresError,
     DataChangedError,
@@ -21,12 +22,17 @@ from dask_pools.errors import (
     UnsupportedSettingError,
     VersionMismatchError,
 )
-from dask_pools.explain import Plan, explain
-from dask_pools.pins import get_pool
-from dask_pools.propagate import connect, pool, propagate_pools
-from dask_pools.task_stream import task_stream
-from dask_pools.traffic import measure_traffic
-from dask_pools.visualize import visualize_pools
+
+if TYPE_CHECKING:
+    from dask_pools.explanation import explain
+    from dask_pools.pins import get_pool
+    from dask_pools.placement.plan import Plan
+    from dask_pools.propagate import connect, pool, propagate_pools
+    from dask_pools.timeline import task_stream
+    from dask_pools.traffic import measure_traffic
+    from dask_pools.visualize import visualize_pools
+
+__version__ = "0.1.0"
 
 __all__ = [
     "DataCentresError",
@@ -54,3 +60,28 @@ __all__ = [
     "task_stream",
     "visualize_pools",
 ]
+
+_ROOM = {
+    "Plan": "placement.plan",
+    "connect": "propagate",
+    "explain": "explanation",
+    "get_pool": "pins",
+    "measure_traffic": "traffic",
+    "pool": "propagate",
+    "propagate_pools": "propagate",
+    "task_stream": "timeline",
+    "visualize_pools": "visualize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # They import dask.array, and with it pandas and xarray: a second for each command and each site's agent.
+    if name not in _ROOM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"dask_pools.{_ROOM[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import dask
@@ -38,6 +40,9 @@ DEFAULTS: dict[str, Any] = {
         "here": None,
         # A computation that would move more bytes between pools is refused before any of its tasks runs.
         "transfer-budget": None,
+        # How what Dask sends in a cluster across sites is compressed, where that makes it a good deal
+        # smaller: "zstd", "lz4" or whatever else Dask knows. False: not at all.
+        "compression": "zstd",
     }
 }
 
@@ -51,7 +56,7 @@ def propagating() -> bool:
 
 def wait_for_workers() -> float:
     """Seconds to wait for workers of a pool that has none (``pools.wait-for-workers``)."""
-    return float(parse_timedelta(dask.config.get("pools.wait-for-workers")))
+    return in_seconds(dask.config.get("pools.wait-for-workers"))
 
 
 PROVISIONS = ("auto", "ask", "never")
@@ -78,7 +83,26 @@ def provision() -> str | None:
 
 def idle_timeout() -> float:
     """Seconds without a task after which a worker of a pool that adapts may go (``pools.idle-timeout``)."""
-    return float(parse_timedelta(dask.config.get("pools.idle-timeout")))
+    return in_seconds(dask.config.get("pools.idle-timeout"))
+
+
+def in_seconds(time: float | str) -> float:
+    """Seconds in a number or in words such as ``"90 s"``, ``"10 min"`` or ``"2 h"``.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, negative, or without end.
+    """
+    # Dask knows minutes as "m" and "minutes" only.
+    words = re.sub(r"(?<![a-z])min$", "m", time.strip().lower()) if isinstance(time, str) else time
+    try:
+        seconds = float(parse_timedelta(words))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{time!r} is no time; write one as in 90 s, 10 min or 2 h")
+    return seconds
 
 
 def in_bytes(size: str | int) -> int:
@@ -102,3 +126,20 @@ def transfer_budget() -> int | None:
     """Bytes that one computation may move between pools (``pools.transfer-budget``); None: any."""
     budget = dask.config.get("pools.transfer-budget")
     return None if budget is None else in_bytes(budget)
+
+
+def compression() -> str | bool:
+    """How what is sent between sites is compressed (``pools.compression``); False: not at all.
+
+    Raises
+    ------
+    ValueError
+        If that is not known here.
+    """
+    from distributed.protocol.compression import compressions
+
+    how = dask.config.get("pools.compression") or False
+    if how not in compressions:
+        known = ", ".join(sorted(repr(one) for one in compressions if isinstance(one, str)))
+        raise ValueError(f"pools.compression: {how!r} is not known here: use one of {known}, or False.")
+    return how if how is False else str(how)

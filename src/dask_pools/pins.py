@@ -20,7 +20,6 @@ from dask.base import is_dask_collection
 from dask.highlevelgraph import HighLevelGraph
 from dask.typing import Key
 
-from dask_pools import dask_internals
 from dask_pools.errors import MixedPoolsError
 
 RESOURCE_PREFIX = "pool-"
@@ -202,6 +201,9 @@ def pools_of_layer(layer: Mapping[Key, Any], name: str) -> dict[Key, str] | str 
     if resources and not callable(resources) and (found := pool_of_resources(resources)):
         # A name of ours beats an annotation: it says where the data lives, an annotation may be ambient.
         return pool_of_name(name) or found
+    # It imports most of Dask; names and resources are for agents and commands, too, which do without.
+    from dask_pools import dask_internals
+
     if dask_internals.is_symbolic(layer):
         return pool_of_name(name)
     pools: dict[Key, str] = {}
@@ -222,6 +224,8 @@ def pools_of_task(key: Key, task: Any) -> set[str]:
     """Pools that the name of a task says, or the names of the tasks that were fused into it."""
     if found := pool_of_key(key):
         return {found}
+    from dask_pools import dask_internals  # as above
+
     if isinstance(task, GraphNode) and (inner := dask_internals.fused_keys(task)):
         return {found for inside in inner if (found := pool_of_key(inside))}
     return set()

@@ -102,8 +102,7 @@ def place_of(url: str) -> Place:
             parts = urlsplit(url)
         except ValueError:  # such as an unclosed bracket of an IPv6 address: no host, so no rule matches
             return Place(scheme, "", "")
-        # A server reads %2e as a dot.
-        path = re.sub("%2[eE]", ".", parts.path)
+        path = _as_served(parts.path)
         authority = parts.netloc.rpartition("@")[2].lower().removesuffix(_PORTS[scheme])
         return Place(scheme, authority, _normal_path("/" + path).rstrip("/"))
     rest = url[found.end() :]
@@ -112,6 +111,23 @@ def place_of(url: str) -> Place:
     authority, slash, path = rest.partition("/")
     authority = authority.rpartition("@")[2]
     return Place(scheme, authority, _normal_path(slash + path).rstrip("/"))
+
+
+# What servers take for dots and slashes, or for nothing: encoded, encoded again for a proxy, of Windows, of
+# Tomcat.
+_DOT = re.compile(r"%(?:25)*2[eE]")
+_SLASH = re.compile(r"%(?:25)*(?:2[fF]|5[cC])|\\")
+_PARAMETER = re.compile(r"(?<=\.);[^/]*")
+
+
+def _as_served(path: str) -> str:
+    """Path of a URL in the way in which it leads out of most directories, whatever its server is.
+
+    For comparing: a path that one server reads as leading out of a prefix is not taken for hosted there.
+    """
+    if "%" in path or "\\" in path or ";" in path:
+        path = _PARAMETER.sub("", _SLASH.sub("/", _DOT.sub(".", path)))
+    return path
 
 
 def _normal_path(path: str) -> str:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from dask.utils import parse_timedelta
 from distributed import Client
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -62,7 +61,7 @@ def ensure_workers(
         At once if nobody can start workers for it or may do so, if the user does not agree, or if starting
         some has failed; else when the time is up.
     ValueError
-        If a name cannot be that of a pool, or `provision` is something else.
+        If a name cannot be that of a pool, or `timeout` or `provision` is something else.
     """
     request = _Request(client, pools, timeout, provision)
     # Before anything is shown: what cannot be had is refused at once.
@@ -125,7 +124,7 @@ class _Request:
         self.approved = False
         self.existing: list[str] = []
         self._client = client
-        self._limit = None if timeout is None else float(parse_timedelta(timeout))
+        self._limit = None if timeout is None else config.in_seconds(timeout)
         self._start = time.monotonic()
 
     @property

@@ -53,6 +53,9 @@ OWNER_SECONDS = 10.0
 TOPIC = "dask-pools"
 """Topic of the scheduler's events under which what happens to pools is told."""
 
+NO_POOLS = "the scheduler there has no pools; start it with --preload dask_pools.scheduler"
+"""What is wrong with a scheduler without the plugin."""
+
 
 @dataclass(frozen=True)
 class Supply:

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-from dask.utils import format_bytes, parse_timedelta
+from dask.utils import format_bytes
 from distributed.core import connect
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dask_pools.config import in_seconds
 from dask_pools.demand import PoolLoad
-from dask_pools.scheduler import Supply
+from dask_pools.scheduler import NO_POOLS, Supply
 
 __all__ = ["PoolStatus", "ask", "read", "status"]
 
@@ -85,14 +86,28 @@ async def ask(address: str, timeout: float) -> list[PoolStatus]:
         finally:
             comm.abort()
     if not isinstance(answer, Mapping) or "loads" not in answer:
-        raise OSError("the scheduler there has no pools; start it with --preload dask_pools.scheduler")
+        raise OSError(NO_POOLS)
     return read(answer)
+
+
+def _seconds(value: str) -> float:
+    try:
+        return in_seconds(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
 
 
 @click.command()
 @click.argument("address")
-@click.option("--timeout", default="10s", show_default=True, help="How long to wait for the scheduler.")
-def status(address: str, timeout: str) -> None:
+@click.option(
+    "--timeout",
+    type=_seconds,
+    metavar="TIME",
+    default="10s",
+    show_default=True,
+    help="How long to wait for the scheduler.",
+)
+def status(address: str, timeout: float) -> None:
     """How the pools of the cluster stand whose scheduler is at ADDRESS (tcp://…).
 
     For each pool: the workers that there should be, those its launcher has been asked for, those of them that
@@ -100,7 +115,7 @@ def status(address: str, timeout: str) -> None:
     that one thread would take for both; and the bytes of the results that its workers hold.
     """
     try:
-        pools = asyncio.run(ask(address, float(parse_timedelta(timeout))))
+        pools = asyncio.run(ask(address, timeout))
     except (OSError, ValueError) as error:
         raise click.ClickException(f"No answer from {address}: {error or type(error).__name__}.") from error
     table = Table(box=box.SIMPLE)

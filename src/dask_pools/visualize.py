@@ -17,7 +17,7 @@ from dask.utils import format_bytes
 from distributed import Client
 
 from dask_pools import pictures
-from dask_pools.explain import explain
+from dask_pools.explanation import explain
 from dask_pools.pictures import Picture
 from dask_pools.placement.plan import GATHER, Edge, Plan, Step
 

@@ -17,16 +17,16 @@ packages can add some. This module starts nothing and knows neither clusters nor
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
-from dask.utils import parse_bytes, parse_timedelta
+from dask.utils import parse_bytes
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import PydanticCustomError
 
+from dask_pools.config import in_seconds
 from dask_pools.pins import RESOURCE_PREFIX
 
 __all__ = ["LAUNCHERS", "Bytes", "LauncherOptions", "Listed", "Seconds", "Workers", "parse"]
@@ -50,13 +50,7 @@ def _bytes(value: Any) -> Any:
 
 
 def _seconds(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        # Dask knows minutes as "m" and "minutes" only.
-        return float(parse_timedelta(re.sub(r"(?<![a-z])min$", "m", value.strip())))
-    except (ValueError, KeyError):
-        raise ValueError(f"{value!r} is no time; write one as in 90 s, 10 min or 2 h") from None
+    return in_seconds(value) if isinstance(value, str) else value  # the rest is for pydantic
 
 
 def _tuple(value: Any) -> Any:

@@ -27,7 +27,7 @@ def asleep() -> Iterator[LocalPools]:
 
 
 def test_a_pool_with_workers_needs_no_waiting(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    ensure_workers(client, "ecmwf")
+    ensure_workers(client, "ecmwf", timeout="2 min")
     assert capsys.readouterr().err == ""
 
 
@@ -109,9 +109,11 @@ def test_an_interrupted_wait_leaves_the_client_usable(
     assert client.run_on_scheduler(abs, -1) == 1
 
 
-def test_an_odd_name_is_refused(client: Client) -> None:
+def test_an_odd_name_or_time_is_refused(client: Client) -> None:
     with pytest.raises(ValueError, match="cannot be the name of a pool"):
         ensure_workers(client, "a b")
+    with pytest.raises(ValueError, match="'2 moons' is no time"):
+        ensure_workers(client, "ecmwf", timeout="2 moons")
 
 
 # Before a graph is sent

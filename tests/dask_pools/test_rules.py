@@ -74,6 +74,56 @@ def test_what_only_looks_alike_is_not_hosted(rules, url):
     assert rules.matches(url) == []
 
 
+# Every way to write "one level up" that some server, proxy or file system understands.
+UP = [
+    "..", ".//..", "./..", "x/../..", "x//..//..",
+    "%2e%2e", "%2E%2e", ".%2e", "%252e%252e", "%25252E.", "..%2f..", "..%5c..", "..\\..", "x\\..\\..",
+    "..%252f..", "..;", "..;a=b", "%2e%2e;x", "x/..;/..",
+]  # fmt: skip
+# To file systems and object stores, what has these is a name like others, of what lies inside.
+ENCODED = ("%", "\\", ";")
+INSIDE = {
+    "https://data.org/open/{}/shut/x.nc": [
+        "prefixes: ['https://data.org/open/']",
+        "globs: ['https://data.org/op*/']",
+    ],
+    "s3://bucket/open/{}/shut/x.zarr": ["prefixes: ['s3://bucket/open/']"],
+    "/data/open/{}/shut/x.nc": ["prefixes: [/data/open/]", "globs: ['/data/op*/']"],
+    "file:///data/open/{}/shut/x.nc": ["prefixes: [/data/open/]"],
+    "simplecache::/data/open/{}/shut/x.nc": ["prefixes: [/data/open/]"],
+}
+OUT = [
+    (inside, rule, up)
+    for inside, rules in INSIDE.items()
+    for rule in rules
+    for up in UP
+    if inside.startswith("https") or not any(sign in up for sign in ENCODED)
+]
+
+
+@pytest.mark.parametrize(("inside", "rule", "up"), OUT)
+def test_no_way_to_write_a_level_up_leads_out_of_a_prefix_unseen(inside, rule, up):
+    rules = data_centres.parse(f"data_centres: {{a: {{{rule}}}}}", "f.yaml")
+    assert rules.matches(inside.format("deep")), "the rule would match what stays inside"
+    assert rules.matches(inside.format(up)) == []
+    # What comes back is inside.
+    assert rules.matches(inside.replace("shut", "open").format(up))
+
+
+def test_names_that_only_look_like_ways_up_are_inside(rules):
+    for path in (
+        "/data/a/...",
+        "/data/a/..x/y",
+        "/data/a/y..",
+        "/data/a/%2e%2e/y",
+        "/data/a/..\\..\\y",
+        "//data//a/y",
+    ):
+        assert rules.matches(path)[0].data_centre == "a", path
+    for url in ("https://data.a.org/a%20b/x..nc", "https://data.a.org/x;v=1/y"):
+        assert rules.matches(url)[0].data_centre == "a", url
+
+
 def test_the_other_rules_that_match_are_the_runners_up(rules):
     assert [str(rule) for rule in rules.matches("/data/a/x1/y.nc")] == [
         "glob /data/a/x*/ (f.yaml, line 9)",

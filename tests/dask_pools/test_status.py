@@ -13,8 +13,8 @@ from dask_pools.cluster import LocalPools, PoolSpec
 from leftovers import eventually
 
 
-def run(address: str) -> str:
-    return str(CliRunner().invoke(cli.pools, ["status", address]).output)
+def run(address: str, *options: str) -> str:
+    return str(CliRunner().invoke(cli.pools, ["status", address, *options]).output)
 
 
 def rows(address: str) -> dict[str, str]:
@@ -51,6 +51,7 @@ def test_status_of_what_has_no_pools_says_so() -> None:
     with LocalCluster(n_workers=0, dashboard_address=None) as cluster:
         assert "the scheduler there has no pools" in run(cluster.scheduler_address)
     assert "No answer from tcp://127.0.0.1:1" in run("tcp://127.0.0.1:1")
+    assert "'2 moons' is no time" in run("tcp://127.0.0.1:1", "--timeout", "2 moons")
 
 
 def test_the_widget_scales_and_adapts_each_pool() -> None:

@@ -15,7 +15,7 @@ from dask_pools import connect, explain, pool, task_stream, visualize_pools
 from dask_pools.pictures import CROSSING, colours_of, tint
 from dask_pools.pins import source_name
 from dask_pools.placement.plan import ANYWHERE, Edge, Plan, PoolShare, Step
-from dask_pools.task_stream import Span, TaskStream
+from dask_pools.timeline import Span, TaskStream
 from dask_pools.traffic import Measurement, Traffic
 from dask_pools.visualize import _arrange, _shortened
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 from distributed import Client, Future
 
@@ -22,6 +23,7 @@ from dask_pools.pins import resource
 from dask_pools.sites.site import Patience, Site
 from dask_pools.sites.ssh import ControlHost
 from documented import shown
+from intake_pools.shipped import shipped
 
 DATA_CENTRES = shown(
     "host",
@@ -39,26 +41,8 @@ WITH_HERE = DATA_CENTRES.replace(
 )
 """The same, with a pool on the client's machine."""
 
-MESH = """
-network: mesh
-data_centres:
-  ecmwf:
-    prefixes: [/srv/data/ecmwf/]
-    site: {host: ecmwf, reach: open}
-    workers: {launcher: host, minimum: 1}
-  eumetsat:
-    prefixes: [/srv/data/eumetsat/]
-    site: {host: eumetsat, user: scientist}
-    workers: {launcher: host, minimum: 1, threads: 2}
-"""
+MESH = shipped("weather-data-centres.yaml").read_text()
 """The scheduler and eumetsat only go out, and meet at ecmwf; at eumetsat there is no root."""
-
-CATALOGUE = """
-metadata: {data_centres_file: data-centres.yaml}
-sources:
-  predictions: {driver: pooled_netcdf, args: {urlpath: /srv/data/ecmwf/predictions.nc}}
-  observations: {driver: pooled_netcdf, args: {urlpath: /srv/data/eumetsat/observations.nc}}
-"""
 
 kept: dict[str, Any] = {}
 
@@ -89,6 +73,11 @@ def attach() -> dict[str, int]:
     }
 
 
+def compressions() -> set[str]:
+    """How workers of the cluster compress."""
+    return set(kept["client"].run(dask.config.get, "distributed.comm.compression").values())
+
+
 def pools() -> dict[str, list[str]]:
     return kept["cluster"].pools
 
@@ -116,13 +105,11 @@ def down() -> None:
         cluster.close()
 
 
-def calculate(directory: str) -> tuple[str, np.ndarray]:
+def calculate() -> tuple[str, np.ndarray]:
     """Do the calculation of the README, from a catalogue of data that this host does not have."""
     import intake
 
-    path = Path(directory) / "weather.yaml"
-    path.write_text(CATALOGUE)
-    cat = intake.open_catalog(str(path))
+    cat = intake.open_catalog(str(shipped("weather.yaml")))
     assert not Path("/srv/data/ecmwf").exists()
     difference = cat.predictions.to_dask().mean("realization").isel(height=10) - cat.observations.to_dask()
     return cat.predictions.data_centre, difference.compute().air_temperature.values

@@ -187,9 +187,12 @@ class Host:
         """Bytes that have reached the site."""
         return self._counter("rx_bytes")
 
+    def looped(self) -> int:
+        """Bytes that the control host has sent to itself."""
+        return _counted(self.run("ip", "-s", "-json", "link", "show", "dev", "lo"), "tx_bytes")
+
     def _counter(self, name: str) -> int:
-        (link,) = json.loads(self.in_gate("ip", "-s", "-json", "link", "show", "dev", "up"))
-        return int(link["stats64"][name[:2]][name[3:]])
+        return _counted(self.in_gate("ip", "-s", "-json", "link", "show", "dev", "up"), name)
 
     def capture(self) -> Capture:
         """Start to collect all that passes the link."""
@@ -230,6 +233,11 @@ class Host:
         self._hands.close()
 
 
+def _counted(shown: str, name: str) -> int:
+    (link,) = json.loads(shown)
+    return int(link["stats64"][name[:2]][name[3:]])
+
+
 def _run(command: list[str], text: str | None, environment: dict[str, str]) -> str:
     done = subprocess.run(
         command, input=text, capture_output=True, text=True, env=environment, timeout=120, check=False
@@ -259,13 +267,18 @@ THREE_SITES = (SiteLink("client", "nat"), SiteLink("ecmwf", "open"), SiteLink("e
 
 
 @contextmanager
-def start_network(links: Sequence[SiteLink] = THREE_SITES) -> Iterator[Network]:
+def start_network(
+    links: Sequence[SiteLink] = THREE_SITES, disk: str | os.PathLike[str] | None = None
+) -> Iterator[Network]:
     """Make a network, and take it down.
 
     Parameters
     ----------
     links : sequence of SiteLink
         The first is the site of client and scheduler.
+    disk : path, optional
+        Directory of this machine in which each site gets one for its ``/srv``, where files in memory would
+        take too much of that. What is in it stays.
 
     Raises
     ------
@@ -276,6 +289,7 @@ def start_network(links: Sequence[SiteLink] = THREE_SITES) -> Iterator[Network]:
     order = {
         "links": [vars(link) for link in links],
         "wanted": [str(HERE.parents[1]), sys.prefix, sys.base_prefix, *filter(os.path.isdir, sys.path)],
+        "disk": os.fspath(disk) if disk is not None else None,
         "path": environment["PATH"],
     }
     with ExitStack() as stack:
@@ -314,7 +328,12 @@ def start_network(links: Sequence[SiteLink] = THREE_SITES) -> Iterator[Network]:
 def _environment() -> dict[str, str]:
     """What processes of the lab find in their environment: nothing of this machine's but the path."""
     path = os.pathsep.join([f"{sys.prefix}/bin", "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"])
-    return {"PATH": path, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {
+        "PATH": path,
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "XDG_STATE_HOME": "/tmp/state",  # of the site, not of this machine
+    }
 
 
 def _end(lab: subprocess.Popen[str]) -> None:

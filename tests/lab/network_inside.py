@@ -78,8 +78,11 @@ def _outermost(paths: Iterable[str]) -> list[str]:
     return found
 
 
-def files(name: str, wanted: Iterable[str]) -> str:
-    """Script that gives a host its files: its own, and of what was hidden what is wanted."""
+def files(name: str, wanted: Iterable[str], disk: str | None) -> str:
+    """Script that gives a host its files: its own, and of what was hidden what is wanted.
+
+    With `disk`, a directory of the machine, ``/srv`` is a directory in that instead of files in memory.
+    """
     lines = [f"hostname {shlex.quote(name)}", "mount -t tmpfs -o mode=755,size=64m lab-run /run"]
     lines.append("mkdir -p /run/sshd /run/wireguard /run/back /run/etc")
     back: list[tuple[str, str]] = []
@@ -87,7 +90,13 @@ def files(name: str, wanted: Iterable[str]) -> str:
         if any(path.startswith(hidden + "/") for hidden in HIDDEN if hidden != "/run"):
             lines += [f"mkdir /run/back/{number}", f"mount --bind {shlex.quote(path)} /run/back/{number}"]
             back.append((f"/run/back/{number}", shlex.quote(path)))
+    own = shlex.quote(f"{disk}/{name}")
+    if disk:
+        lines += [f"mkdir -p {own} /run/back/srv", f"mount --bind {own} /run/back/srv"]
     for hidden in HIDDEN[1:]:
+        if disk and hidden == "/srv":
+            lines.append("mount --move /run/back/srv /srv")
+            continue
         mode = "1777" if hidden.endswith("tmp") else "755"
         lines.append(f"[ ! -d {hidden} ] || mount -t tmpfs -o mode={mode},size=4g lab{hidden} {hidden}")
     for source, path in back:
@@ -239,7 +248,7 @@ def serve_ssh(hosts_of: dict[str, int], client: str, path: str) -> None:
 
 
 def main() -> None:
-    """Make what the order says: ``{"links": [...], "wanted": [paths], "path": "a:b"}``."""
+    """Make what the order says: ``{"links": [...], "wanted": [paths], "disk": path, "path": "a:b"}``."""
     order = json.loads(sys.stdin.readline())
     links = [SiteLink(**one) for one in order["links"]]
     at = addresses(links)
@@ -256,7 +265,8 @@ def main() -> None:
         gate = keep(f"gate-{link.name}", "--net")
         host = keep(link.name, "--net", "--mount", "--uts", "--pid", "--mount-proc")
         contents = {**accounts(), "hosts": hosts(at, link.name), "hostname": f"{link.name}\n"}
-        within(host, files(link.name, order["wanted"]) + "\n" + etc(contents), "--mount", "--uts")
+        own = files(link.name, order["wanted"], order["disk"])
+        within(host, own + "\n" + etc(contents), "--mount", "--uts")
         join_internet(at[link.name], gate, host)
         pids[link.name] = host
 

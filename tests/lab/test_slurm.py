@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,8 @@ from calculations import calculate, in_pool, values
 from distributed import Client, Security
 
 from dask_pools import PoolUnavailableError
-from dask_pools.cluster import PoolCluster, pool_specs
+from dask_pools.cluster import PoolCluster, adopt, pool_specs
+from dask_pools.cluster.orphans import NoOrphanError, clean_up
 from dask_pools.data_centres import parse
 from documented import shown
 from leftovers import eventually
@@ -180,6 +183,52 @@ def test_a_request_that_is_withdrawn_as_it_is_submitted_leaves_no_job(slurm: Slu
     before = slurm.jobs("all")
     asyncio.run(withdraw())
     assert len(slurm.jobs("all")) == len(before) + 1
+
+
+_OWNER = """
+import os, signal, sys, time
+from dask_pools.cluster import PoolCluster
+from dask_pools.cluster.record import records
+cluster = PoolCluster(sys.argv[1], **({"scheduler": "process", "outlives": "5 min"} if sys.argv[2:] else {}))
+cluster.scale(**dict.fromkeys(sys.argv[2:] or ["ecmwf"], 1))
+while sum(len(record.workers) for record in records()) < len(sys.argv[2:] or [1]):
+    time.sleep(0.05)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.usefixtures("closed")
+def test_jobs_of_an_owner_that_was_killed_are_taken_over_or_taken_out_of_the_queue(
+    slurm: Slurm, described: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path = tmp_path / "data-centres.yaml"
+    path.write_text(described)
+    before = set(slurm.jobs(*LIVE))
+
+    def start_owner(*pools: str) -> None:
+        ended = subprocess.run([sys.executable, "-c", _OWNER, path, *pools])
+        assert ended.returncode == -signal.SIGKILL
+
+    start_owner("ecmwf", "eumetsat")
+    left = set(slurm.jobs(*LIVE)) - before
+    assert len(left) == 2
+    with adopt() as cluster, cluster.get_client() as client:
+        assert {worker._launched.job_id for worker in cluster.workers.values()} == left
+        assert client.submit(abs, -1, **in_pool("eumetsat")).result(120) == 1
+        assert set(slurm.jobs(*LIVE)) - before == left
+        cluster.scale(ecmwf=0)
+        assert eventually(lambda: len(set(slurm.jobs(*LIVE)) - before) == 1)
+    assert set(slurm.jobs(*LIVE)) <= before
+    # Without its scheduler there is nothing to take over, and the job would wait for ever.
+    start_owner()
+    [job] = set(slurm.jobs(*LIVE)) - before
+    with pytest.raises(NoOrphanError, match="has ended as well"):
+        adopt()
+    said: list[str] = []
+    assert clean_up(said.append)
+    assert said[1:] == ["  worker ecmwf-0: has been ended", "  nothing is left"]
+    assert job not in slurm.jobs(*LIVE)
 
 
 def test_jobs_of_a_scheduler_with_tls_join_it_by_the_files_that_dask_is_configured_with(

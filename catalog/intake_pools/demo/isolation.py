@@ -25,6 +25,10 @@ _HIDE = (
 )
 
 
+# A machine that has other things to do may take long to start a worker.
+PATIENCE = "5 min"
+
+
 class Isolation(Enum):
     """What keeps the workers of one site from the data of the other. The value says so to people."""
 
@@ -64,7 +68,7 @@ def find_isolation() -> Isolation:
 
 @contextmanager
 def start_pools(directories: Mapping[str, Path], isolation: Isolation) -> Iterator[LocalPools]:
-    """Start a pool at each site: one worker with two threads, which is soon done on a small machine.
+    """Make a pool for each site, without workers; those that come have two threads.
 
     Parameters
     ----------
@@ -79,9 +83,9 @@ def start_pools(directories: Mapping[str, Path], isolation: Isolation) -> Iterat
     with (
         tempfile.TemporaryDirectory(prefix="intake-pools-demo-") as scratch,
         # Dask leaves an empty directory behind wherever it keeps temporary files.
-        dask.config.set({"temporary-directory": scratch}),
+        dask.config.set({"temporary-directory": scratch, "pools.wait-for-workers": PATIENCE}),
         LocalPools(
-            dict.fromkeys(directories, 1),
+            dict.fromkeys(directories, 0),
             threads_per_worker=2,
             directories=directories,
             prefixes=prefixes if isolation.is_real else None,

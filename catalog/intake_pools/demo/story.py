@@ -6,6 +6,7 @@ stage and to check.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 import time
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from dask_pools.cluster import LocalPools
 from dask_pools.errors import MisplacedTaskError
 from dask_pools.traffic import measure_traffic
 from intake_pools.demo.isolation import Isolation, find_isolation, start_pools
@@ -50,6 +52,8 @@ __all__ = ["DemoError", "run"]
 UNITS = "difference of air temperature / K"
 # Temperatures near 300 K in single precision: 18 of them add up to rounding errors of some 1e-4 K.
 TOLERANCE = 2e-3
+# Seconds after which an idle worker goes at the end, and in which all should have gone.
+IDLE, ALL_GONE = 1, 60
 
 
 class DemoError(Exception):
@@ -130,8 +134,12 @@ def run(
         isolation = find_isolation()
         with start_pools(sites.directories, isolation) as cluster:
             console.print(f"Started {cluster}\nIsolation: {isolation.value}.")
+            # One worker is soon there on a small machine, and enough.
+            cluster.adapt(maximum=1)
             with cluster.get_client() as client:
-                outcomes, maps = _calculate(client, sites, isolation, console, check)
+                cat = _open(cluster, console)
+                outcomes, maps = _calculate(client, cat, sites, isolation, console, check)
+                _wait_until_all_have_gone(cluster, console, check)
         check()
         console.print()
         console.print(_table(outcomes, sites))
@@ -222,15 +230,46 @@ def _prepare(root: Path, shape: FieldShape, samples: Path, console: Console) -> 
         console.print(f"Site {name}: {files}")
 
 
-def _calculate(
-    client: Client, sites: Sites, isolation: Isolation, console: Console, check: Callable[[], None]
-) -> tuple[list[Outcome], list[Map]]:
-    check()
+def _open(cluster: LocalPools, console: Console) -> Any:
+    """Open the catalogue and its entries, which brings up their pools."""
     cat = intake.open_catalog(str(shipped("demo.yaml")))
-    for name in ("predictions", "observations", "a1b", "e1"):
+    names = ("predictions", "observations", "a1b", "e1")
+    for name in names:
         console.print(f"cat.{name}.data_centre: {cat[name].data_centre}")
+    start = time.perf_counter()
+    for name in names:
+        cat[name].to_dask()
+    seconds = time.perf_counter() - start
+    console.print(f"\nOpening them has brought up their pools, after {seconds:.1f} s.\n{cluster}")
+    return cat
 
+
+def _wait_until_all_have_gone(cluster: LocalPools, console: Console, check: Callable[[], None]) -> None:
+    """Let the pools go, which have nothing left to do."""
+    cluster.adapt(maximum=1, idle=IDLE)
+    gc.collect()  # what failed may still hold results
+    start = time.perf_counter()
+    while any(cluster.pools.values()):
+        check()
+        if time.perf_counter() - start > ALL_GONE:
+            raise DemoError(
+                f"Workers are left although there is nothing to do: {cluster}. This is a mistake in "
+                "intake-pools: please report it."
+            )
+        time.sleep(0.1)
+    console.print(f"\nWith nothing left to do, the pools have gone.\n{cluster}")
+
+
+def _calculate(
+    client: Client,
+    cat: Any,
+    sites: Sites,
+    isolation: Isolation,
+    console: Console,
+    check: Callable[[], None],
+) -> tuple[list[Outcome], list[Map]]:
     outcomes = []
+    check()
     if isolation.is_real:
         console.print(
             "\nxarray and Dask alone: tasks go wherever a worker is idle, and the file is not there."

@@ -25,10 +25,13 @@ from distributed.core import Status
 from dask_pools import data_centres, pins
 from dask_pools.cluster.launchers.site import AtSite, HostOptions
 from dask_pools.cluster.pool_cluster import PoolCluster
-from dask_pools.cluster.pool_spec import pool_specs
+from dask_pools.cluster.pool_spec import file_of, pool_specs
+from dask_pools.cluster.record import SitesLeft, remove
 from dask_pools.cluster.scheduler_process import scheduler_spec
+from dask_pools.config import compression
 from dask_pools.data_centres import DataCentres
 from dask_pools.errors import DataCentresError, PoolsError, PoolUnavailableError
+from dask_pools.network import SiteSection
 from dask_pools.sites.networks import MeshNetwork, Network, TlsNetwork
 from dask_pools.sites.site import Patience, Site
 from dask_pools.sites.ssh import ControlHost
@@ -77,6 +80,8 @@ class MultiSiteCluster(PoolCluster):
         If the file is wrong, or has no pool at a site.
     MeshError, PlanError
         If the mesh cannot be made.
+    ValueError
+        If ``pools.compression`` is not known here.
     HostKeyError, SiteError, VersionMismatchError
         If no site at all can be reached.
 
@@ -99,6 +104,7 @@ class MultiSiteCluster(PoolCluster):
         **kwargs: Any,
     ) -> None:
         known = data_centres.load(given)
+        self._file = file_of(known)
         at_sites = _at_sites(known)
         self._patience = patience or Patience()
         self._network: Network = (
@@ -107,13 +113,15 @@ class MultiSiteCluster(PoolCluster):
         self._connected = False
         self._losing: set[asyncio.Future[None]] = set()
         config = os.fspath(ssh_config) if ssh_config is not None else None
-        self.sites = self._sites_of(known, list(at_sites), config)
+        cluster = uuid.uuid4().hex
+        self.sites = self._sites_of(known, list(at_sites), cluster, config)
+        self._sites_left = SitesLeft(cluster, tuple(at_sites), config)
         launchers = {name: options.at(self.sites[name]) for name, options in at_sites.items()}
         specs = pool_specs(known, launchers)
         self._at_start = {pool: spec.workers for pool, spec in specs.items()}
         # Only once their sites are known to be there.
         specs = {pool: replace(spec, workers=0) for pool, spec in specs.items()}
-        self._settings: Any = dask.config.set(_time_outs(self._patience) | self._network.settings)
+        self._settings: Any = dask.config.set(_settings(self._patience) | self._network.settings)
         try:
             super().__init__(
                 specs,
@@ -134,40 +142,31 @@ class MultiSiteCluster(PoolCluster):
                 self._loop_runner.stop()
             raise
 
-    def _sites_of(self, known: DataCentres, names: list[str], config: str | None) -> dict[str, Site]:
-        cluster = uuid.uuid4().hex
+    def _sites_of(
+        self, known: DataCentres, names: list[str], cluster: str, config: str | None
+    ) -> dict[str, Site]:
         sites = {}
         for name in names:
             section = known.data_centres[name].site
             assert section is not None
             sites[name] = site = Site(
                 name,
-                ControlHost(
-                    section.host, section.user, section.port, section.dask, section.directory, config
-                ),
+                control_host(section, config),
                 cluster,
                 self._patience,
-                settings=_time_outs(self._patience),
+                settings=_settings(self._patience),
                 on_lost=self._site_lost,
             )
             site.prepare = self._network.prepare
             site.attach_options = self._network.attach_options(name)
         return sites
 
-    @property
-    def failures(self) -> dict[str, str]:
-        """Why pools have no workers although they should, by pool."""
-        return {
-            pool: standing.reason
-            for pool, standing in self._standings.items()
-            if standing.reason is not None and (standing.failed is not None or not self.pools[pool])
-        }
-
     # Starting
 
     async def _start(self) -> None:
         first, self._connected = not self._connected, True
         if first:
+            self._write_down()
             await self._connect()
         await super()._start()
         if first and self.status == Status.running:
@@ -226,6 +225,7 @@ class MultiSiteCluster(PoolCluster):
     async def _leave_sites(self) -> None:
         await asyncio.gather(*(site.close() for site in self.sites.values()), return_exceptions=True)
         await self._network.close()
+        remove(self._owner)
 
     async def _close(self) -> None:
         try:
@@ -239,6 +239,11 @@ class MultiSiteCluster(PoolCluster):
         settings, self._settings = self._settings, None
         if settings is not None:
             settings.__exit__(None, None, None)
+
+
+def control_host(section: SiteSection, ssh_config: str | None) -> ControlHost:
+    """Make of a ``site:`` section how its control host is reached."""
+    return ControlHost(section.host, section.user, section.port, section.dask, section.directory, ssh_config)
 
 
 def _at_sites(known: DataCentres) -> Mapping[str, AtSite]:
@@ -281,11 +286,16 @@ def _at_sites(known: DataCentres) -> Mapping[str, AtSite]:
     return found
 
 
-def _time_outs(patience: Patience) -> dict[str, Any]:
-    """Dask's settings that would give up a worker during an outage."""
+def _settings(patience: Patience) -> dict[str, Any]:
+    """Dask's settings for scheduler, workers and client.
+
+    Its time-outs would give up a worker during an outage; and both ends of a connection have to name the same
+    compression, or there is none.
+    """
     limit = f"{patience.dask:g}s"
     return {
         "distributed.comm.timeouts.tcp": limit,
         "distributed.comm.timeouts.connect": limit,
         "distributed.scheduler.worker-ttl": limit,
+        "distributed.comm.compression": compression(),
     }

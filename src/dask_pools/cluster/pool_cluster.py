@@ -31,11 +31,13 @@ from distributed.utils import Log, Logs, NoOpAwaitable
 
 from dask_pools import pins
 from dask_pools.cluster.adapting import Bounds, decide
-from dask_pools.cluster.pool_spec import PoolSpec, check_count, check_spec, pool_specs
+from dask_pools.cluster.pool_spec import PoolSpec, check_count, check_spec, file_of, pool_specs
 from dask_pools.cluster.pool_worker import PoolWorker
-from dask_pools.cluster.scheduler_process import scheduler_spec
+from dask_pools.cluster.process import Process
+from dask_pools.cluster.record import Held, PoolWish, Record, SitesLeft, remove, write
+from dask_pools.cluster.scheduler_process import RunningScheduler, scheduler_spec
 from dask_pools.cluster.widget import make_widget
-from dask_pools.config import idle_timeout
+from dask_pools.config import idle_timeout, in_seconds
 from dask_pools.data_centres import DataCentres
 from dask_pools.demand import PoolLoad
 from dask_pools.errors import PoolUnavailableError
@@ -62,6 +64,13 @@ FORGET_FAILURES = 300.0
 
 # Seconds that a worker has to last for its loss to be bad luck, no sign that the next will be lost too.
 LASTING = 60.0
+
+
+# Of `distributed.Security`.
+_TLS_FILES = (
+    "tls_ca_file",
+    *(f"tls_{role}_{part}" for role in ("client", "scheduler", "worker") for part in ("cert", "key")),
+)
 
 
 @dataclass
@@ -100,11 +109,18 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
     pools : path, DataCentres, or mapping of str to PoolSpec
         A data-centres file, each of whose data centres with a `workers` section becomes a pool; or the pools
         themselves, by name.
-    scheduler : {"here", "process"} or mapping
-        Whether the scheduler runs in this process or in one of its own, on the loopback interface; or how to
-        make it, as `distributed.SpecCluster` has it: ``{"cls": …, "options": {…}}``. A scheduler in this
-        process gets this project's plugin; any other must bring it along
+    scheduler : {"here", "process"}, str or mapping
+        Whether the scheduler runs in this process or in one of its own, on the loopback interface; the
+        address of one that runs already, and stays (``"tls://…"``); or how to make it, as
+        `distributed.SpecCluster` has it: ``{"cls": …, "options": {…}}``. A scheduler in this process or made
+        for it gets this project's plugin; any other must bring it along
         (``--preload dask_pools.scheduler``).
+    outlives : float or str, optional
+        Seconds, or a time such as ``"1 h"``, for which a scheduler in a process of its own goes on when this
+        process has died, so that another may take the cluster over (`dask_pools.cluster.adopt`). By default
+        it ends with this process.
+    orphan : Record, optional
+        What is known of a cluster that is taken over; for `dask_pools.cluster.adopt`.
     asynchronous : bool
         Whether it is used with ``async with`` and ``await``.
     **kwargs
@@ -126,23 +142,40 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
     """
 
     status: Status
+    _file: str | None = None
+    """Path of the data-centres file, by which this cluster can be found again."""
+    _sites_left: SitesLeft | None = None
+    """What would be at sites if this process died."""
 
     def __init__(
         self,
         pools: Mapping[str, PoolSpec] | DataCentres | str | os.PathLike[str],
         *,
-        scheduler: Mapping[str, Any] | Literal["here", "process"] = "here",
+        scheduler: Mapping[str, Any] | Literal["here", "process"] | str = "here",
+        outlives: float | str | None = None,
+        orphan: Record | None = None,
         asynchronous: bool = False,
         silence_logs: int | None = logging.WARNING,
         **kwargs: Any,
     ) -> None:
         self._pool_specs = dict(pools) if isinstance(pools, Mapping) else pool_specs(pools)
-        if isinstance(scheduler, str):
-            scheduler = scheduler_spec(scheduler, silence_logs=silence_logs)
+        if not isinstance(pools, Mapping):
+            self._file = file_of(pools)
+        if outlives is not None and scheduler != "process":
+            raise ValueError("Only a scheduler in a process of its own outlives this: scheduler='process'.")
+        if isinstance(scheduler, str) and "://" in scheduler:
+            options = {"address": scheduler, "security": kwargs.get("security")}
+            scheduler = {"cls": RunningScheduler, "options": options}
+            kwargs.setdefault("shutdown_scheduler", False)
+        elif isinstance(scheduler, str):
+            seconds = None if outlives is None else in_seconds(outlives)
+            scheduler = scheduler_spec(scheduler, silence_logs=silence_logs, outlives=seconds)
         for pool, spec in self._pool_specs.items():
             check_spec(pool, spec)
         propagate_pools()
-        self._owner = f"{type(self).__name__}-{uuid.uuid4()}"
+        self._orphan = orphan
+        self._owner = orphan.cluster if orphan else f"{type(self).__name__}-{uuid.uuid4()}"
+        self._written: Record | None = orphan
         self._standings = {pool: _Standing() for pool in self._pool_specs}
         self._supplying: asyncio.Task[None] | None = None
         # Starts and stops under way, and what of them has failed since somebody waited for all.
@@ -152,16 +185,21 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         # were called off before they had joined.
         self._leaving: set[str] = set()
         self._retiring: set[str] = set()
-        self._dismissed: set[str] = set()
+        self._dismissed: set[str] = set(orphan.dismissed if orphan else ())
         self._events: list[dict[str, Any]] = []
         self._counted = time.monotonic()
         self._moves: set[asyncio.Future[list[str]]] = set()
         self._ending = False
-        workers = {
-            name: self._worker_spec(pool)
-            for pool, spec in self._pool_specs.items()
-            for name in (f"{pool}-{number}" for number in range(spec.workers))
-        }
+        if orphan is None:
+            workers = {
+                name: self._worker_spec(pool)
+                for pool, spec in self._pool_specs.items()
+                for name in (f"{pool}-{number}" for number in range(spec.workers))
+            }
+        else:
+            workers = {
+                name: self._worker_spec(held.pool, held.handle) for name, held in orphan.workers.items()
+            }
         try:
             super().__init__(
                 workers=workers,
@@ -195,6 +233,15 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
     def pools_of_its_own(self) -> list[str]:
         """Names of the pools that this cluster can start workers for."""
         return list(self._pool_specs)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why pools have no workers although they should, by pool."""
+        return {
+            pool: standing.reason
+            for pool, standing in self._standings.items()
+            if standing.reason is not None and (standing.failed is not None or not self.pools[pool])
+        }
 
     def __repr__(self) -> str:
         pools = ", ".join(f"{pool}: {self._describe(pool)}" for pool in self.pools) or "no pools"
@@ -329,8 +376,8 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             bounds[pool] = Bounds(
                 minimum=fewest,
                 maximum=most,
-                target=float(parse_timedelta(duration)),
-                idle=idle_timeout() if unused is None else float(parse_timedelta(unused)),
+                target=in_seconds(duration),
+                idle=idle_timeout() if unused is None else in_seconds(unused),
             )
         for pool, bound in bounds.items():
             self._ask_anew(pool)
@@ -385,10 +432,12 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(f"This cluster has no pool {pool!r}.{hint} Its pools: {self._known()}.")
 
-    def _worker_spec(self, pool: str) -> dict[str, Any]:
+    def _worker_spec(self, pool: str, found_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
         spec = self._pool_specs[pool]
         shape = replace(spec.worker, resources={**spec.worker.resources, pins.resource(pool): 1})
         options = {"pool": pool, "launcher": spec.launcher, "shape": shape, "timeout": spec.timeout}
+        if found_by is not None:
+            options["found_by"] = found_by
         return {"cls": PoolWorker, "options": options}
 
     def _planned(self, pool: str) -> list[str]:
@@ -460,13 +509,21 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
     async def _start_worker(self, worker: PoolWorker) -> None:
         try:
             await worker
+            self._write_down()
         except PoolUnavailableError as error:
             if self.workers.get(worker.name) is not worker or worker.name in self._leaving:
                 return
             del self.workers[worker.name]
             # It may come all the same.
             self._dismissed.add(worker.name)
-            if self.worker_spec.pop(worker.name, None) is not None:
+            if self.worker_spec.pop(worker.name, None) is None:
+                return
+            if worker.found_by is not None:
+                # It ended while nobody looked.
+                self._tell("lost", worker.pool, worker=worker.name, why=worker.failure)
+                self._plan(worker.pool, len(self._planned(worker.pool)) + 1)
+                self._reconcile()
+            else:
                 self._fail(worker.pool, worker.failure or str(error), error)
 
     async def _stop(self, pool: str, names: list[str]) -> None:
@@ -490,6 +547,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                 if self.workers.get(worker.name) is worker:
                     del self.workers[worker.name]
                 self._leaving.discard(worker.name)
+            self._write_down()
 
     def _is_served(self) -> bool:
         return bool(self.status == Status.running and self.scheduler.status == Status.running)
@@ -533,7 +591,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             await asyncio.wait(self._changes)
         await self._see_workers()
         failures, self._unreported = self._unreported, []
-        if failures and not self._ending:
+        if failures and not self._ending and self._orphan is None:
             raise failures[0]
 
     async def _see_workers(self) -> None:
@@ -669,6 +727,54 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         """Have the scheduler log an event with the next report."""
         self._events.append({"action": action, "pool": pool, **details})
 
+    # Being found again
+
+    def _record(self) -> Record | None:
+        """Say what is to be known of this cluster by whoever finds it; None if nothing would be left."""
+        process = getattr(self.scheduler, "outliving", None)
+        workers = {
+            name: Held(worker.pool, handle)
+            for name, worker in self.workers.items()
+            if (handle := worker.handle) is not None
+        }
+        if self._file is None or not (workers or process or self._sites_left):
+            return None
+        return Record(
+            cluster=self._owner,
+            owner=Process.current(),
+            file=self._file,
+            scheduler=self.scheduler_address,
+            scheduler_process=process,
+            scheduler_stays=not self.shutdown_scheduler,
+            tls={
+                name: path
+                for name in _TLS_FILES
+                if (path := getattr(self.security, name)) and os.path.isfile(path)
+            },
+            pools={
+                pool: PoolWish(
+                    len(self._planned(pool)), None if standing.bounds is None else asdict(standing.bounds)
+                )
+                for pool, standing in self._standings.items()
+            },
+            workers=workers,
+            dismissed=tuple(sorted(self._dismissed)),
+            sites=self._sites_left,
+        )
+
+    def _write_down(self) -> None:
+        """Have what is written down of this cluster be as it is."""
+        if self._file is None or self._ending or (record := self._record()) == self._written:
+            return
+        self._written = record
+        try:
+            if record is None:
+                remove(self._owner)
+            else:
+                write(record)
+        except OSError as error:
+            logger.warning("This cluster will not be found should this process die: %s", error)
+
     # Answering for the pools
 
     async def _start(self) -> None:
@@ -678,13 +784,23 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         try:
             if isinstance(self.scheduler, Scheduler):
                 install(self.scheduler)
+            if self._orphan is not None:
+                self._take_over(self._orphan)
             # Once now: who connects next must not be told that nobody answers for the pools.
             await self._supply(0)
+            self._write_down()
         except Exception:
             self.status = Status.failed
             await self._close()
             raise
         self._supplying = asyncio.create_task(self._keep_supplying())
+
+    def _take_over(self, orphan: Record) -> None:
+        """Want of each pool what was wanted before."""
+        for pool, wish in orphan.pools.items():
+            if pool in self._pool_specs:
+                self._standings[pool].bounds = None if wish.adapts is None else Bounds(**wish.adapts)
+                self._plan(pool, wish.wanted)
 
     async def _keep_supplying(self) -> None:
         while self.status == Status.running:
@@ -692,6 +808,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                 await self._supply(POLL)
                 self._look_after()
                 self._reconcile()
+                self._write_down()
                 # News may come one upon the other.
                 await asyncio.sleep(0.02)
             except Exception:
@@ -789,6 +906,8 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                     await worker.close()
             if isinstance(self.scheduler, ProcessInterface):
                 await self.scheduler.close()
+            if self._written is not None:
+                remove(self._owner)
 
     async def _close_all(self) -> None:
         """Close as SpecCluster does, also when the scheduler has died: it would insist on an answer."""

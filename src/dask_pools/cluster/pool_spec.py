@@ -17,7 +17,7 @@ from dask_pools.data_centres import DataCentres
 from dask_pools.errors import DataCentresError
 from dask_pools.workers import Workers
 
-__all__ = ["PoolSpec", "Provision", "check_count", "check_spec", "pool_specs"]
+__all__ = ["PoolSpec", "Provision", "check_count", "check_spec", "file_of", "pool_spec", "pool_specs"]
 
 Provision = Literal["auto", "ask", "never"]
 
@@ -130,23 +130,7 @@ def pool_specs(
             "this machine: workers: {launcher: local}"
         )
     return {
-        pool: PoolSpec(
-            launcher=launchers[pool] if pool in launchers else _launcher(known, pool, workers),
-            worker=WorkerShape(
-                threads=workers.threads,
-                memory_limit=workers.memory,
-                directory=workers.directory,
-                env=dict(workers.env),
-                resources=dict(workers.resources),
-            ),
-            workers=workers.minimum,
-            minimum=workers.minimum,
-            maximum=workers.maximum,
-            provision=workers.provision,
-            max_hours=workers.max_hours,
-            timeout=workers.timeout,
-            idle=workers.idle,
-        )
+        pool: pool_spec(pool, workers, launchers.get(pool) or _launcher(known, pool, workers))
         for pool, workers in sections.items()
     }
 
@@ -157,3 +141,30 @@ def _launcher(known: DataCentres, pool: str, workers: Workers) -> Launcher:
         raise only_at_its_site(pool, workers)
     launcher: Launcher = workers.options.launcher(pool, workers)
     return launcher
+
+
+def pool_spec(pool: str, workers: Workers, launcher: Launcher | None = None) -> PoolSpec:
+    """Make a pool of a ``workers:`` section, with its own launcher or another."""
+    return PoolSpec(
+        launcher=launcher or workers.options.launcher(pool, workers),
+        worker=WorkerShape(
+            threads=workers.threads,
+            memory_limit=workers.memory,
+            directory=workers.directory,
+            env=dict(workers.env),
+            resources=dict(workers.resources),
+        ),
+        workers=workers.minimum,
+        minimum=workers.minimum,
+        maximum=workers.maximum,
+        provision=workers.provision,
+        max_hours=workers.max_hours,
+        timeout=workers.timeout,
+        idle=workers.idle,
+    )
+
+
+def file_of(given: DataCentres | str | os.PathLike[str]) -> str | None:
+    """Path of the file that data centres come from; None if they come from several, or from elsewhere."""
+    path = os.path.abspath(os.path.expanduser(given.origin if isinstance(given, DataCentres) else given))
+    return path if os.path.isfile(path) else None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
-from dask_pools.cluster.launchers import LaunchedWorker, Launcher, WorkerShape
+from dask_pools.cluster.launchers import Finder, Lasting, LaunchedWorker, Launcher, WorkerShape
 from dask_pools.errors import PoolUnavailableError
 
 __all__ = ["PoolWorker"]
@@ -40,6 +41,8 @@ class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publish
     shape : WorkerShape
     timeout : float, optional
         Seconds in which its launcher has to deliver; None for no limit.
+    found_by : mapping, optional
+        Handle of a worker that another process had started, to be found instead of started.
 
     Attributes
     ----------
@@ -61,6 +64,7 @@ class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publish
         launcher: Launcher,
         shape: WorkerShape,
         timeout: float | None = None,
+        found_by: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.scheduler = scheduler
@@ -69,6 +73,7 @@ class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publish
         self.launcher = launcher
         self.shape = shape
         self.timeout = timeout
+        self.found_by = found_by
         self.failure: str | None = None
         self.on_end: Callable[[PoolWorker, str], None] | None = None
         self.asked = time.monotonic()
@@ -89,7 +94,7 @@ class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publish
         """
         if self._withdrawn:
             raise self._failed("it was withdrawn", None)
-        self._launching = asyncio.ensure_future(self.launcher.launch(self.scheduler, self.name, self.shape))
+        self._launching = asyncio.ensure_future(self._launch())
         try:
             async with asyncio.timeout(self.timeout) as limit:
                 # Cancelled with this, and awaited: a launcher has to clean up.
@@ -106,6 +111,18 @@ class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publish
             raise self._failed(_in_short(error), error) from error
         self._watching = asyncio.ensure_future(self._watch(self._launched))
         await super().start()
+
+    async def _launch(self) -> LaunchedWorker:
+        if self.found_by is None:
+            return await self.launcher.launch(self.scheduler, self.name, self.shape)
+        if not isinstance(self.launcher, Finder):
+            raise LookupError("its launcher starts workers that cannot be found again")
+        return await self.launcher.find(self.scheduler, self.name, self.shape, self.found_by)
+
+    @property
+    def handle(self) -> dict[str, Any] | None:
+        """What its launcher can find it by in another process; None if it ends with this one."""
+        return self._launched.handle if isinstance(self._launched, Lasting) else None
 
     def _failed(self, why: str, error: BaseException | None) -> PoolUnavailableError:
         self.status = Status.failed

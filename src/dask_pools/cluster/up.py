@@ -1,8 +1,8 @@
-"""`dask pools up`, `down` and `add`: a cluster across sites from one command, and from another terminal.
+"""`dask pools up`, `adopt`, `down` and `add`: a cluster from one command, and from another terminal.
 
-`up` stays in the foreground for as long as the cluster lives; it has the scheduler. The other two, and
-`client` in Python, find it by a socket in a directory that only this user can look into. It knows what a
-cluster can do, and nothing of sites.
+`up` and `adopt` stay in the foreground for as long as the cluster lives. The other two, and `client` in
+Python, find it by a socket in a directory that only this user can look into. It knows what a cluster can do,
+and nothing of sites.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dask_pools.cluster.multi_site import MultiSiteCluster
+from dask_pools import data_centres
+from dask_pools.cluster.orphans import adopt as take_over
+from dask_pools.cluster.orphans import clean_up
+from dask_pools.cluster.pool_cluster import PoolCluster
+from dask_pools.cluster.record import records
+from dask_pools.cluster.scheduler_process import scheduler_spec
 from dask_pools.errors import PoolsError
 from dask_pools.propagate import connect
 from dask_pools.sites.home import Home, HomeError, homes
 
-__all__ = ["add", "client", "down", "up"]
+__all__ = ["add", "adopt", "client", "down", "up"]
 
 # Of the directory of a cluster that is up, beside those that agents have on their hosts.
 PREFIX = "up-"
@@ -40,6 +45,8 @@ PREFIX = "up-"
 ANSWER = 120.0
 # Seconds between two looks at whether the cluster still runs.
 LOOK = 0.5
+# Seconds for which a scheduler without a cluster waits for `dask pools adopt`.
+OUTLIVES = 3600.0
 
 
 class NothingUpError(PoolsError):
@@ -52,13 +59,40 @@ class NothingUpError(PoolsError):
 @click.option("--dashboard-address", default=":0", show_default=True, help="Where Dask's dashboard listens.")
 def up(file: Path, host: str | None, dashboard_address: str) -> None:
     """Bring up the cluster that a data-centres FILE describes, until Ctrl-C or `dask pools down`."""
+    _keep(f"Bringing up the pools of {file}", lambda: _make(file, host, dashboard_address))
+
+
+@click.command()
+@click.argument("address", required=False)
+def adopt(address: str | None) -> None:
+    """Take over a cluster whose process has died, until Ctrl-C or `dask pools down`.
+
+    Of several, the one with the scheduler at ADDRESS. Its workers and whoever is connected go on.
+    """
+    _keep("Taking it over", lambda: take_over(address))
+
+
+def _make(file: Path, host: str | None, dashboard_address: str) -> PoolCluster:
+    known = data_centres.load(file)
+    if any(one.site is not None for one in known.data_centres.values()):
+        # Only who has sites needs what speaks SSH (intake-pools[sites]).
+        from dask_pools.cluster.multi_site import MultiSiteCluster
+
+        return MultiSiteCluster(known, host=host, dashboard_address=dashboard_address)
+    if host is not None:
+        raise click.UsageError("--host is for clusters with sites (network: tls).")
+    return PoolCluster(known, scheduler=scheduler_spec("process", dashboard_address, outlives=OUTLIVES))
+
+
+def _keep(what: str, make: Callable[[], PoolCluster]) -> None:
+    """Make a cluster, and keep it until it is to end."""
     console = Console()
     # Whoever ends this means the cluster, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         start = time.monotonic()
-        with console.status(f"Bringing up the sites of {file}"):
-            cluster = MultiSiteCluster(file, host=host, dashboard_address=dashboard_address)
+        with console.status(what):
+            cluster = make()
         try:
             with _reachable(cluster) as listening:
                 _show(console, cluster, time.monotonic() - start)
@@ -77,14 +111,39 @@ def up(file: Path, host: str | None, dashboard_address: str) -> None:
 
 @click.command()
 @click.argument("address", required=False)
-def down(address: str | None) -> None:
+@click.option("--all", "everything", is_flag=True, help="All that are up, and all that died ones have left.")
+def down(address: str | None, everything: bool) -> None:
     """Take down the cluster that is up on this machine; of several, the one with the scheduler at ADDRESS."""
+    if everything:
+        return _down_all()
     try:
         _ask({"do": "down"}, address)
     except NothingUpError as error:
         click.echo(str(error))
     except PoolsError as error:
         raise click.ClickException(str(error)) from None
+
+
+def _down_all() -> None:
+    done = True
+    try:
+        for home in [home for home in homes() if home.cluster.startswith(PREFIX)]:
+            if home.in_use():
+                shown = _ask_one(home, {"do": "show"})
+                _ask_one(home, {"do": "down"})
+                click.echo(f"The cluster at {shown['address']} is down.")
+            elif home.make():
+                home.remove()
+        done = clean_up(click.echo)
+    except PoolsError as error:
+        raise click.ClickException(str(error)) from None
+    for record in records():
+        if not record.owner.is_here:
+            click.echo(f"The cluster at {record.scheduler} is one of {record.owner.machine.host}: see there.")
+        elif record.owner.lives:
+            click.echo(f"The cluster at {record.scheduler} is process {record.owner.pid}'s, which lives.")
+    if not done:
+        raise SystemExit(1)
 
 
 @click.command()
@@ -129,7 +188,7 @@ def client(address: str | None = None, **kwargs: Any) -> Client:
 
 
 @contextmanager
-def _reachable(cluster: MultiSiteCluster) -> Iterator[socket.socket]:
+def _reachable(cluster: PoolCluster) -> Iterator[socket.socket]:
     """Listen for the other commands."""
     home = Home(f"{PREFIX}{secrets.token_hex(8)}")
     if not home.make():
@@ -147,7 +206,7 @@ def _reachable(cluster: MultiSiteCluster) -> Iterator[socket.socket]:
         home.remove()
 
 
-def _serve(cluster: MultiSiteCluster, listening: socket.socket) -> socket.socket | None:
+def _serve(cluster: PoolCluster, listening: socket.socket) -> socket.socket | None:
     """Answer until the cluster is to close; whom to tell when it has."""
     with selectors.DefaultSelector() as selector:
         selector.register(listening, selectors.EVENT_READ)
@@ -167,12 +226,11 @@ def _serve(cluster: MultiSiteCluster, listening: socket.socket) -> socket.socket
     return None
 
 
-def _answer(cluster: MultiSiteCluster, question: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(cluster: PoolCluster, question: Mapping[str, Any]) -> dict[str, Any]:
     if question["do"] == "add":
         pool = question["pool"]
-        if pool not in cluster.pools_of_its_own:
-            known = ", ".join(cluster.pools_of_its_own)
-            raise ValueError(f"There is no pool {pool!r} here. Pools: {known}.")
+        if pool not in (pools := cluster.pools_of_its_own):
+            raise ValueError(f"There is no pool {pool!r} here. Pools: {', '.join(pools)}.")
         wanted = len(cluster.pools[pool]) + question["count"]
         cluster.scale(pool, wanted)
         return {"wanted": wanted}
@@ -213,20 +271,19 @@ def _ask_one(home: Home, question: Mapping[str, Any]) -> dict[str, Any]:
     return dict(answer)
 
 
-def _show(console: Console, cluster: MultiSiteCluster, seconds: float) -> None:
-    """Print where it is and what each pool has."""
+def _show(console: Console, cluster: PoolCluster, seconds: float) -> None:
+    """Print where it is and what each site has."""
     # Not as markup: addresses of the mesh have brackets.
     console.print(f"Scheduler  {cluster.scheduler_address}", soft_wrap=True, markup=False, highlight=False)
     if cluster.dashboard_link:
         console.print(f"Dashboard  {cluster.dashboard_link}", soft_wrap=True, markup=False, highlight=False)
     table = Table(box=box.SIMPLE, show_edge=False)
-    for column in ("pool", "control host", "workers", ""):
+    for column in ("pool", "at", "workers", ""):
         table.add_column(column, justify="right" if column == "workers" else "left")
-    failures = cluster.failures
+    failures, sites = cluster.failures, getattr(cluster, "sites", {})
     for pool in cluster.pools_of_its_own:
-        site = cluster.sites.get(pool)
-        where, state = (site.host.host, site.state) if site else ("this machine", "")
-        table.add_row(pool, where, str(len(cluster.pools[pool])), Text(failures.get(pool, state)))
+        at, state = (sites[pool].host.host, sites[pool].state) if pool in sites else ("", "")
+        table.add_row(pool, at, str(len(cluster.pools[pool])), Text(failures.get(pool, state)))
     console.print(table)
     console.print(
         f"Up after {seconds:.1f} s. In Python on this machine: dask_pools.cluster.up.client(). Ctrl-C or "

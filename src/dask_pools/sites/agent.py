@@ -205,6 +205,8 @@ class Agent:
             if self._channel is channel:
                 self._channel = None
             await channel.close()
+            if not self._found:
+                self._finish("whoever had it started left without a greeting")
 
     async def _listen(self, reader: asyncio.StreamReader, channel: _Channel) -> None:
         lines = Lines()

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["LaunchedWorker", "Launcher", "WorkerShape"]
+__all__ = ["Finder", "Lasting", "LaunchedWorker", "Launcher", "WorkerShape"]
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,39 @@ class Launcher(Protocol):
         name : str
             What the worker is to call itself; unique in the cluster.
         shape : WorkerShape
+        """
+        ...
+
+
+@runtime_checkable
+class Lasting(Protocol):
+    """A `LaunchedWorker` that does not end with the process that started it."""
+
+    @property
+    def handle(self) -> dict[str, Any]:
+        """What its launcher finds it by in another process; can be written as JSON, and holds no secrets."""
+        ...
+
+
+@runtime_checkable
+class Finder(Protocol):
+    """A `Launcher` whose workers are `Lasting`."""
+
+    async def find(
+        self, scheduler: str, name: str, shape: WorkerShape, handle: Mapping[str, Any]
+    ) -> LaunchedWorker:
+        """Find a worker that another process, which has died, had started.
+
+        Parameters
+        ----------
+        scheduler, name, shape
+            As it was started with.
+        handle : mapping
+            That of the worker.
+
+        Raises
+        ------
+        LookupError
+            If it has ended, as far as that can be told; its message says how.
         """
         ...

@@ -16,10 +16,10 @@ import signal
 import string
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ValidationInfo, field_validator
+from pydantic import BeforeValidator, TypeAdapter, ValidationInfo, field_validator
 
 from dask_pools.cluster.launchers import WorkerShape
 from dask_pools.cluster.launchers.joining import (
@@ -29,6 +29,7 @@ from dask_pools.cluster.launchers.joining import (
     tls_options,
     worker_command,
 )
+from dask_pools.cluster.process import Process
 from dask_pools.workers import LauncherOptions, Listed, Workers
 
 __all__ = ["CommandLauncher", "CommandOptions", "CommandWorker"]
@@ -42,6 +43,8 @@ CLOSE_TIMEOUT = 5.0
 
 # Characters of what the commands write that are kept.
 KEPT = 8000
+
+_PROCESS = TypeAdapter(Process)
 
 _ALWAYS = ("name", "pool", "scheduler", "threads", "memory", "resources", "directory")
 _PLACEHOLDERS = {"start": ("worker", *_ALWAYS), "stop": (*_ALWAYS, "id"), "logs": (*_ALWAYS, "id")}
@@ -127,6 +130,14 @@ class CommandLauncher:
             raise
         return worker
 
+    async def find(
+        self, scheduler: str, name: str, shape: WorkerShape, handle: Mapping[str, Any]
+    ) -> FoundWorker:
+        """Find a worker again; whether it still runs, nobody but the scheduler knows."""
+        start = handle["start"]
+        values = {**self._values(scheduler, name, shape), "id": handle["id"]}
+        return FoundWorker(self, values, _PROCESS.validate_python(start) if start else None)
+
     def _values(self, scheduler: str, name: str, shape: WorkerShape) -> dict[str, str | list[str]]:
         directory = shape.directory or ""
         command = worker_command(
@@ -153,6 +164,40 @@ class CommandLauncher:
         }
 
 
+class FoundWorker:
+    """A worker that a command started for another process, which has died."""
+
+    def __init__(
+        self, launcher: CommandLauncher, values: Mapping[str, str | list[str]], start: Process | None
+    ) -> None:
+        self._launcher = launcher
+        self._values = values
+        self._start = start
+
+    @property
+    def handle(self) -> dict[str, Any]:
+        """What `CommandLauncher.find` finds it by."""
+        return {"id": self._values["id"], "start": asdict(self._start) if self._start else None}
+
+    async def ended(self) -> str:
+        """Wait for ever: how its start command ends is told to the process that ran it."""
+        await asyncio.Event().wait()
+        return ""
+
+    async def logs(self) -> str:
+        """Get what the launcher's `logs` command prints; without one there is nobody left who knows."""
+        if not self._launcher.logs:
+            return "It was started by another process, which has died; command.logs is not set."
+        status, text = await _run(fill(self._launcher.logs, self._values), self._launcher.logs)
+        return text if status == 0 else _failed(self._launcher.logs, status, text)
+
+    async def close(self) -> None:
+        """Run the stop command, and end the start command if it still runs."""
+        await _run_stop(self._launcher.stop, self._values, logging.WARNING)
+        if self._start is not None:
+            await asyncio.to_thread(self._start.end, CLOSE_TIMEOUT, group=True)
+
+
 class CommandWorker:
     """A worker that a command started.
 
@@ -172,8 +217,15 @@ class CommandWorker:
         self._launcher = launcher
         self._values = values
         self._process = process
+        self._start = Process.of(process.pid)
         self._out = _Kept(process.stdout)
         self._err = _Kept(process.stderr)
+
+    @property
+    def handle(self) -> dict[str, Any]:
+        """What `CommandLauncher.find` finds it by."""
+        runs = self._start is not None and self._process.returncode is None
+        return {"id": self._with_id()["id"], "start": asdict(self._start) if self._start and runs else None}
 
     async def ended(self) -> str:
         """Wait until the start command fails, and say how.
@@ -196,12 +248,9 @@ class CommandWorker:
 
     async def close(self) -> None:
         """Run the stop command, and end the start command if it still runs."""
-        status, text = await _run(fill(self._launcher.stop, self._with_id()), self._launcher.stop)
-        if status != 0:
-            # Of a worker that never came there may have been nothing to stop.
-            level = logging.WARNING if self.delivered else logging.INFO
-            what = _failed(self._launcher.stop, status, text)
-            logger.log(level, "Worker %s may still be running: %s.", self._values["name"], what)
+        # Of a worker that never came there may have been nothing to stop.
+        level = logging.WARNING if self.delivered else logging.INFO
+        await _run_stop(self._launcher.stop, self._with_id(), level)
         for number in (None, signal.SIGTERM, signal.SIGKILL):
             if self._process.returncode is None:
                 if number is not None:
@@ -230,6 +279,13 @@ class _Kept:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         while chunk := await pipe.read(2**16):
             self.text = (self.text + decoder.decode(chunk))[-KEPT:]
+
+
+async def _run_stop(template: Sequence[str], values: Mapping[str, str | list[str]], level: int) -> None:
+    status, text = await _run(fill(template, values), template)
+    if status != 0:
+        what = _failed(template, status, text)
+        logger.log(level, "Worker %s may still be running: %s.", values["name"], what)
 
 
 async def _run(command: Sequence[str], template: Sequence[str]) -> tuple[int, str]:

@@ -200,7 +200,7 @@ class DockerLauncher:
                 *("--dashboard-address", f"{LOOPBACK}:0", "--no-dashboard"),
                 *("--death-timeout", f"{self.timeout:g}"),
                 # A worker that has joined is ready: its first task does not have to wait for imports.
-                *("--preload", "dask_pools"),
+                *("--preload", "dask_pools.propagate"),
                 *tls,
                 *self.options,
             ),

@@ -131,6 +131,24 @@ class JobLauncher:
         logger.info("Worker %s is job %s of %s.", name, job.job_id, _SYSTEMS[self.system].name)
         return JobWorker(self, job)
 
+    async def find(
+        self, scheduler: str, name: str, shape: WorkerShape, handle: Mapping[str, Any]
+    ) -> JobWorker:
+        """Find a job again; whether it has ended is known of Slurm's only.
+
+        Raises
+        ------
+        LookupError
+            If it has ended.
+        """
+        job = self.job(scheduler, name, shape)
+        job.job_id = handle["job"]
+        if self.system == "slurm" and (states := await _states({job.job_id})) is not None:
+            state = states.get(job.job_id, _GONE)
+            if state == _GONE or _OVER.match(state):
+                raise LookupError(f"job {job.job_id} of Slurm ended: {state}")
+        return JobWorker(self, job, Path(handle["submitted_in"]))
+
     def job(self, scheduler: str, name: str, shape: WorkerShape) -> Any:
         """Make the job of a worker, without submitting it.
 
@@ -193,11 +211,16 @@ class JobWorker:
     job_id : str
     """
 
-    def __init__(self, launcher: JobLauncher, job: Any) -> None:
+    def __init__(self, launcher: JobLauncher, job: Any, submitted_in: Path | None = None) -> None:
         self._launcher = launcher
         self._job = job
-        self._submitted_in = Path.cwd()
+        self._submitted_in = submitted_in or Path.cwd()
         self.job_id: str = job.job_id
+
+    @property
+    def handle(self) -> dict[str, Any]:
+        """What `JobLauncher.find` finds it by."""
+        return {"job": self.job_id, "submitted_in": str(self._submitted_in)}
 
     async def ended(self) -> str:
         """Wait until the batch system says that the job is no more, and with what words; Slurm only."""

@@ -119,7 +119,7 @@ class LocalLauncher:
         config = {key: value for key, value in dask.config.global_config.items() if _is_plain(value)}
         settings: dict[str, Any] = {
             # A worker that has joined is ready: its first task does not have to wait for imports.
-            "distributed": {"worker": {"preload": [*_preloads("worker"), "dask_pools"]}}
+            "distributed": {"worker": {"preload": [*_preloads("worker"), "dask_pools.propagate"]}}
         }
         if "version" not in config.get("logging", {}):  # else it is the user's own, and complete
             settings["logging"] = {"distributed": self.log_level}
