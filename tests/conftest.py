@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def site_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The directories that the tasks of each pool run in."""
     return {pool: tmp_path_factory.mktemp(pool) for pool in ("ecmwf", "eumetsat")}
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory like `tmp_path`, for sockets: those have short paths."""
+    with tempfile.TemporaryDirectory(prefix="short-") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(scope="session")

@@ -464,9 +464,11 @@ def _batch(
             listing[first:last], entry.engine, entry.xarray_kwargs, entry.storage_options
         )
         if len(listing) == 1 and not entry.combining:
-            (file,) = map(stores.reopened, sources)
-            dataset = recipes.dataset_of(file, entry, limits, eager_data=limits.data)
-            return _Batch((State(file.source, file.version),), (dataset,))
+            files = [*map(stores.reopened, sources)]  # none in all parts but one
+            return _Batch(
+                tuple(State(file.source, file.version) for file in files),
+                tuple(recipes.dataset_of(file, entry, limits, eager_data=limits.data) for file in files),
+            )
         states, datasets = Series(entry, limits).open(sources, together)
         # What a field is can be told from all files only.
         if not together or len(datasets) < 2 or entry.patterns:

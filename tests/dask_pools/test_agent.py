@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,25 +64,18 @@ class Channel:
 
 
 @pytest.fixture
-def directory() -> Iterator[Path]:
-    """A directory for agents. Sockets have short paths, and pytest's own directories long ones."""
-    with tempfile.TemporaryDirectory(prefix="agent-") as directory:
-        yield Path(directory)
-
-
-@pytest.fixture
-def attach(directory: Path) -> Iterator[Callable[..., Channel]]:
+def attach(short_path: Path) -> Iterator[Callable[..., Channel]]:
     """Attach to the agent of a cluster; it is gone, with all that it made, when the test is over."""
     channels = []
 
     def make(*arguments: str) -> Channel:
-        channels.append(Channel(directory, *arguments))
+        channels.append(Channel(short_path, *arguments))
         return channels[-1]
 
     yield make
     for channel in channels:
         channel.close()
-    home = Home(CLUSTER, str(directory))
+    home = Home(CLUSTER, str(short_path))
     assert eventually(lambda: not home.in_use(), 60)
 
 
@@ -108,14 +100,14 @@ def gone(processes: list[psutil.Process]) -> Callable[[], bool]:
     return lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
 
 
-def test_it_outlives_its_channel_and_is_found_again(attach, pools, directory):
+def test_it_outlives_its_channel_and_is_found_again(attach, pools, short_path):
     first = attach()
     welcome = first.greet()
     assert (welcome.version, welcome.address, welcome.found) == (dask_pools.__version__, "127.0.0.1", False)
     first.say(order(pools))
     assert first.hear(protocol.Done, protocol.Failed) == protocol.Done(number=1)
     assert joined(pools)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (directory.rglob("*"))}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (short_path.rglob("*"))}
     assert modes["socket"] == modes["log"] == 0o600
     assert modes[CLUSTER] == modes[f"dask-pools-{os.getuid()}"] == 0o700
     first.process.kill()
@@ -136,10 +128,10 @@ def test_it_outlives_its_channel_and_is_found_again(attach, pools, directory):
     second.say(protocol.TakeDown(number=3))
     assert second.hear(protocol.Done) == protocol.Done(number=3)
     assert second.hear(protocol.Leaving)
-    assert eventually(lambda: not list(directory.iterdir()), 30)
+    assert eventually(lambda: not list(short_path.iterdir()), 30)
 
 
-def test_it_takes_everything_down_when_it_has_lost_its_cluster(attach, pools, directory):
+def test_it_takes_everything_down_when_it_has_lost_its_cluster(attach, pools, short_path):
     channel = attach()
     agent = psutil.Process(channel.greet(lost_after=60.0).pid)
     channel.say(order(pools))
@@ -151,11 +143,11 @@ def test_it_takes_everything_down_when_it_has_lost_its_cluster(attach, pools, di
     channel.greet(lost_after=1.0)
     assert eventually(gone(processes), 60)
     assert "1 s" in channel.hear(protocol.Leaving).reason
-    assert list(directory.iterdir()) == []
+    assert list(short_path.iterdir()) == []
     assert eventually(lambda: not joined(pools), 30)
 
 
-def test_killed_outright_its_workers_end_and_the_next_one_tidies_up(attach, pools, directory):
+def test_killed_outright_its_workers_end_and_the_next_one_tidies_up(attach, pools, short_path):
     channel = attach()
     agent = psutil.Process(channel.greet().pid)
     channel.say(order(pools))
@@ -165,17 +157,17 @@ def test_killed_outright_its_workers_end_and_the_next_one_tidies_up(attach, pool
     assert eventually(gone(processes), 60)
     with pytest.raises(EOFError):
         channel.hear(protocol.Leaving)
-    (left,) = (directory / f"dask-pools-{os.getuid()}").iterdir()
+    (left,) = (short_path / f"dask-pools-{os.getuid()}").iterdir()
     assert {"lock", "socket", "log"} <= {path.name for path in left.iterdir()}
 
     again = attach("--again")
     refusal = again.hear(protocol.Refused)
     assert refusal.gone
     assert "does not run any more" in refusal.reason
-    assert list(directory.iterdir()) == []
+    assert list(short_path.iterdir()) == []
 
 
-def test_a_worker_that_does_not_start_is_told_and_leaves_nothing(attach, pools, directory):
+def test_a_worker_that_does_not_start_is_told_and_leaves_nothing(attach, pools, short_path):
     channel = attach()
     agent = psutil.Process(channel.greet().pid)
     channel.say(order(pools, directory="/no/such/directory"))
@@ -197,7 +189,7 @@ def test_a_worker_that_does_not_start_is_told_and_leaves_nothing(attach, pools, 
     # A key that was made here is in its file, and nowhere else.
     channel.say(protocol.MakeKey(number=5))
     assert "CERTIFICATE REQUEST" in channel.hear(protocol.SigningRequest, protocol.Failed).request
-    home = Home(CLUSTER, str(directory))
+    home = Home(CLUSTER, str(short_path))
     secret = home.key.read_text()
     assert "PRIVATE KEY" in secret
     assert stat.S_IMODE(home.key.stat().st_mode) == 0o600
@@ -205,11 +197,11 @@ def test_a_worker_that_does_not_start_is_told_and_leaves_nothing(attach, pools, 
     assert line not in home.log.read_text()
     assert line not in json.dumps(agent.environ()) + json.dumps(agent.cmdline())
     # Somebody at the host tells it to end.
-    assert f"{CLUSTER}  runs" in run("list", directory)
-    assert run("down", directory) == f"{CLUSTER}  is down\n"
+    assert f"{CLUSTER}  runs" in run("list", short_path)
+    assert run("down", short_path) == f"{CLUSTER}  is down\n"
     assert "SIGTERM" in channel.hear(protocol.Leaving).reason
     assert eventually(gone([agent]), 30)
-    assert list(directory.iterdir()) == []
+    assert list(short_path.iterdir()) == []
 
 
 def run(command: str, directory: Path) -> str:
@@ -238,28 +230,28 @@ def test_what_is_not_of_the_protocol_is_refused_and_the_agent_stays(attach):
     assert last.hear(protocol.Leaving)
 
 
-def test_a_directory_that_others_can_look_into_is_refused(attach, directory):
-    above = directory / f"dask-pools-{os.getuid()}"
+def test_a_directory_that_others_can_look_into_is_refused(attach, short_path):
+    above = short_path / f"dask-pools-{os.getuid()}"
     above.mkdir()
     above.chmod(0o755)
     assert "not a directory that belongs to you alone" in attach().hear(protocol.Refused).reason
     above.rmdir()
-    above.symlink_to(directory)
+    above.symlink_to(short_path)
     assert "not a directory that belongs to you alone" in attach().hear(protocol.Refused).reason
     above.unlink()
 
 
-def test_an_agent_whose_cluster_leaves_without_a_greeting_ends_with_that(attach, tmp_path):
+def test_an_agent_whose_cluster_leaves_without_a_greeting_ends_with_that(attach, short_path):
     channel = attach()
-    assert eventually(Home(CLUSTER, str(tmp_path)).in_use, 110)
+    assert eventually(Home(CLUSTER, str(short_path)).in_use, 110)
     channel.close()
     # Sooner than one to which nobody comes at all.
-    assert eventually(lambda: not list(tmp_path.iterdir()), agents.UNGREETED - 5)
+    assert eventually(lambda: not list(short_path.iterdir()), agents.UNGREETED - 5)
 
 
-def test_an_agent_that_is_never_greeted_ends_by_itself(directory, monkeypatch):
+def test_an_agent_that_is_never_greeted_ends_by_itself(short_path, monkeypatch):
     monkeypatch.setattr(agents, "UNGREETED", 0.2)
-    home = Home(CLUSTER, str(directory))
+    home = Home(CLUSTER, str(short_path))
     assert home.make()
     asyncio.run(agents.Agent(home, {}).serve())
-    assert list(directory.iterdir()) == []
+    assert list(short_path.iterdir()) == []

@@ -54,11 +54,11 @@ ONE = FILE[: FILE.index("  here:")]
 
 
 @pytest.fixture(autouse=True)
-def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def apart(tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other clusters of this user are none of these tests' business."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(short_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
 
 
 Started = tuple[subprocess.Popen[str], str]
@@ -71,7 +71,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Started]]:
 
     def run_one(*arguments: str) -> Started:
         process = subprocess.Popen(
-            [DASK, "pools", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [DASK, "pools", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         started.append(process)
         assert process.stdout is not None

@@ -240,7 +240,7 @@ class DockerLauncher:
                 f"{LABEL}.worker": name,
                 f"{LABEL}.scheduler": scheduler,
             },
-            "environment": {**_patience(), **shape.env},
+            "environment": {**_connections(), **shape.env},
             "mounts": [
                 DockerMount(one.target, one.source, type="bind", read_only=not one.writable)
                 for one in (*self.mounts, *files)
@@ -344,10 +344,16 @@ class DockerWorker:
         return None
 
 
-def _patience() -> dict[str, str]:
-    """Dask's time-outs here, which are above an outage where there are sites, as variables for a worker."""
+def _connections() -> dict[str, str]:
+    """How Dask's connections are set here, as variables for a worker.
+
+    Time-outs are above an outage where there are sites; and both ends of a connection have to name the same
+    compression, or there is none.
+    """
     times = dask.config.get("distributed.comm.timeouts")
-    return {f"DASK_DISTRIBUTED__COMM__TIMEOUTS__{name.upper()}": str(time) for name, time in times.items()}
+    settings = {f"TIMEOUTS__{name.upper()}": time for name, time in times.items()}
+    settings["COMPRESSION"] = dask.config.get("distributed.comm.compression")
+    return {f"DASK_DISTRIBUTED__COMM__{name}": str(value) for name, value in settings.items()}
 
 
 def _connect(daemon: str | None) -> Any:
