@@ -71,7 +71,7 @@ def traces(host: Host) -> list[str]:
     found = processes(host) + interfaces(host)
     found += [one for one in host.run("ip", "-6", "route").splitlines() if one.startswith("unreachable fd")]
     found += [one for one in host.run("ip", "-6", "rule").splitlines() if one.startswith("2000")]
-    return found + host.run("find", "/tmp", "/run", "-name", "dask-pools*").splitlines()
+    return found + host.run("find", "/tmp", "/run", "-name", "dask-pools*", *STATE).splitlines()
 
 
 def up(hand: Hand, lost_after: float = 60.0, text: str = DATA_CENTRES) -> dict:

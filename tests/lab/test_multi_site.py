@@ -74,7 +74,7 @@ def traces(host: Host) -> list[str]:
         one for one in processes if "pools site" in one or "dask_worker" in one or "multiprocessing" in one
     ]
     found += [one for one in host.run("ip", "-o", "link").splitlines() if ": dp" in one]
-    return found + host.run("find", "/tmp", "/run", "-name", "dask-pools*").splitlines()
+    return found + host.run("find", "/tmp", "/run", "-name", "dask-pools*", *STATE).splitlines()
 
 
 def up(hand: Hand, lost_after: float = 60.0, text: str = DATA_CENTRES) -> dict:
