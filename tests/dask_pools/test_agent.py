@@ -249,6 +249,14 @@ def test_a_directory_that_others_can_look_into_is_refused(attach, directory):
     above.unlink()
 
 
+def test_an_agent_whose_cluster_leaves_without_a_greeting_ends_with_that(attach, tmp_path):
+    channel = attach()
+    assert eventually(Home(CLUSTER, str(tmp_path)).in_use, 110)
+    channel.close()
+    # Sooner than one to which nobody comes at all.
+    assert eventually(lambda: not list(tmp_path.iterdir()), agents.UNGREETED - 5)
+
+
 def test_an_agent_that_is_never_greeted_ends_by_itself(directory, monkeypatch):
     monkeypatch.setattr(agents, "UNGREETED", 0.2)
     home = Home(CLUSTER, str(directory))

@@ -46,7 +46,7 @@ def hand_of(network: Network) -> Iterator[Hand]:
     check_gone(network, [host.name for host in network if host.name != "client"])
 
 
-def check_gone(network: Network, names: Sequence[str], seconds: float = 90) -> None:
+def check_gone(network: Network, names: Sequence[str], seconds: float = 110) -> None:
     for name in names:
         assert eventually(lambda name=name: not traces(network[name]), seconds), (name, traces(network[name]))
 
@@ -89,13 +89,20 @@ class UpCommand:
         The data-centres file.
     name : str
         Of the file.
+    inside : bool
+        Whether it is an ordinary user's, who has to begin with `dask pools inside`.
     """
 
-    def __init__(self, client: Host, text: str, name: str = "data-centres.yaml") -> None:
+    def __init__(
+        self, client: Host, text: str, name: str = "data-centres.yaml", inside: bool = False
+    ) -> None:
         client.from_outside(f"/tmp/{name}").write_text(text)
         self._client, self._command = client, f"pools up /tmp/{name}"
         self._process = subprocess.Popen(
-            [*client.inside, "setsid", *POOLS, "up", f"/tmp/{name}"],
+            [
+                *(client.inside_as_user if inside else client.inside),
+                *("setsid", *POOLS, *(("inside", *POOLS) if inside else ()), "up", f"/tmp/{name}"),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -116,19 +123,18 @@ class UpCommand:
         """Of the scheduler."""
         return self.is_up()[0].split()[1]
 
-    def pid(self) -> int | None:
-        """Its process, as the client's site sees it; None before there is one, and after."""
-        found = [
-            one.split(None, 1) for one in self._client.run("ps", "axww", "-o", "pid=,args=").splitlines()
-        ]
-        return next((int(pid) for pid, args in found if args.endswith(self._command)), None)
+    def group(self) -> int | None:
+        """Its process group, as the client's site sees it; None before there is one, and after."""
+        said = self._client.run("ps", "axww", "-o", "pgid=,args=").splitlines()
+        found = [one.split(None, 1) for one in said]
+        return next((int(group) for group, args in found if args.endswith(self._command)), None)
 
     def signal(self, name: str = "INT") -> None:
         """Press Ctrl-C, which goes to the command and what it has started in its session; or worse."""
-        assert eventually(lambda: self.pid() is not None, 30)
-        self._client.run("kill", f"-{name}", "--", f"-{self.pid()}")
+        assert eventually(lambda: self.group() is not None, 30)
+        self._client.run("kill", f"-{name}", "--", f"-{self.group()}")
 
-    def ends(self, seconds: float = 90) -> tuple[int, str]:
+    def ends(self, seconds: float = 150) -> tuple[int, str]:
         """Wait for its end; exit status, and all that it wrote."""
         said, _ = self._process.communicate(timeout=seconds)
         return self._process.returncode, "".join(self.told) + said

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 
 import at_sites
 import pytest
 from at_sites import MESH
-from clusters import UpCommand, hand_of, up
+from clusters import POOLS, SITES, UpCommand, check_gone, hand_of, interfaces, processes, traces, up
 from hand import Hand
 from network import Network
+from network_inside import HOMES, USER
 
 import dask_pools
+from leftovers import eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -114,3 +117,118 @@ def test_names_and_hosts_that_clash_are_refused_before_anything_is_done(network:
     assert (status, "cannot be called 'scheduler'" in said) == (1, True), said
     status, said = ended(network, MESH.replace("host: eumetsat", "host: ecmwf"))
     assert (status, "'ecmwf' and 'eumetsat' have the same control host" in said) == (1, True), said
+
+
+MOMENTS: dict[str, Callable[[Network, UpCommand], object]] = {
+    "it has just begun": lambda network, running: running.group(),
+    "an agent starts": lambda network, running: processes(network["ecmwf"]),
+    "its interface is there": lambda network, running: interfaces(network["client"]),
+    "a worker starts": lambda network, running: any("spawn" in one for one in processes(network["ecmwf"])),
+    "it is up": lambda network, running: running.is_up(),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c_leaves_nothing_behind_when(moment, network: Network):
+    running = UpCommand(network["client"], MESH, "interrupted.yaml")
+    try:
+        assert eventually(lambda: bool(MOMENTS[moment](network, running)))
+        running.signal()
+        running.ends(150)
+    finally:
+        running.close()
+    check_gone(network, ["client", *SITES])
+
+
+# Several
+
+
+def test_two_clusters_are_up_at_once_and_each_is_taken_down_by_its_address(hand: Hand, network: Network):
+    client = network["client"]
+    first, second = (UpCommand(client, MESH, f"{name}.yaml") for name in ("first", "second"))
+    try:
+        assert first.address != second.address
+        assert "Say which cluster is meant" in client.run("sh", "-c", '"$@" 2>&1; true', "sh", *POOLS, "down")
+        client.run(*POOLS, "down", first.address)
+        assert first.ends()[0] == 0
+        assert hand.call(at_sites.attach) == {"ecmwf": 1, "eumetsat": 1}
+        assert hand.call(at_sites.one_in, "eumetsat", 60) == "eumetsat"
+        client.run(*POOLS, "down")
+        assert second.ends()[0] == 0
+        assert "No cluster is up here" in client.run(*POOLS, "down")
+    finally:
+        first.close()
+        second.close()
+    check_gone(network, ["client"])
+
+
+ONE_PORT = """
+data_centres:
+  ecmwf:
+    site: {host: ecmwf, user: scientist, reach: port, udp_port: 51900}
+    workers: {launcher: host, minimum: 1}
+"""
+
+
+@pytest.fixture
+def scientist(walled: Network) -> None:
+    """The ordinary user at the client's site may log in where root may."""
+    walled["client"].run("cp", "-r", f"{HOMES}/root/.ssh", f"{HOMES}/{USER}/")
+    walled["client"].run("chown", "-R", f"{USER}:{USER}", f"{HOMES}/{USER}/.ssh")
+
+
+@pytest.mark.usefixtures("scientist")
+def test_without_root_anywhere_one_udp_port_lets_in_one_cluster(walled: Network):
+    client = walled["client"]
+    running = UpCommand(client, ONE_PORT, "port.yaml", inside=True)
+    try:
+        assert any(line.split()[:3] == ["ecmwf", "ecmwf", "1"] for line in running.is_up()), running.told
+        status, said = ended(walled, ONE_PORT)
+        assert (status, "UDP port 51900 of ecmwf cannot be used" in said) == (1, True), said
+        client.from_outside("/tmp/other.yaml").write_text(ONE_PORT.replace("51900", "51901"))
+        with pytest.raises(subprocess.CalledProcessError, match="status 1") as failed:
+            client.run(*POOLS, "up", "/tmp/other.yaml", user=True)
+        assert "dask pools inside python script.py" in failed.value.stderr
+        assert client.run(*POOLS, "add", "ecmwf", "1", user=True) == "ecmwf: 2 workers wanted\n"
+        running.signal()
+        running.ends()
+    finally:
+        running.close()
+    check_gone(walled, ["client", "ecmwf"])
+
+
+# In between
+
+OPEN = MESH.replace("user: scientist", "user: scientist, reach: open, preshared_key: true")
+
+
+def test_a_router_that_dies_and_a_site_that_is_cut_off_for_a_minute_cost_time_only(open_sites: Network):
+    ecmwf, eumetsat = open_sites["ecmwf"], open_sites["eumetsat"]
+    with hand_of(open_sites) as hand:
+        assert up(hand, 150.0, OPEN)["failures"] == {}
+        # eumetsat wants a key with each of the others, which both ends of its tunnels have.
+        keys = ecmwf.run("wg", "show", "all", "preshared-keys").splitlines()
+        assert sorted(line.endswith("(none)") for line in keys) == [False, True]
+        before = hand.call(at_sites.states)
+        hand.call(at_sites.begin, "eumetsat", 80)
+        ecmwf.run("pkill", "-KILL", "wireguard-go")
+        eumetsat.unplug()
+        try:
+            assert eventually(lambda: hand.call(at_sites.states)["eumetsat"] == "away", 60)
+            assert not eventually(lambda: hand.call(at_sites.states)["eumetsat"] != "away", 55)
+        finally:
+            eumetsat.plug()
+        assert hand.call(at_sites.outcome, 120) == sum(range(80))
+        assert eventually(lambda: hand.call(at_sites.states) == before, 60)
+        assert hand.call(at_sites.pools) == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"]}
+
+
+def test_when_client_and_scheduler_are_killed_the_sites_clean_up_and_one_command_removes_the_rest(
+    hand: Hand, network: Network
+):
+    up(hand, 5.0, MESH)
+    hand.kill()
+    check_gone(network, SITES)
+    assert "unreachable" in " ".join(traces(network["client"]))
+    assert network["client"].run(*POOLS, "site", "down").endswith("is removed\n")
+    assert not traces(network["client"])

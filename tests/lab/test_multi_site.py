@@ -7,15 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 import at_sites
 import numpy as np
 import pytest
 from at_sites import DATA_CENTRES
+from clusters import hand_of, lay_out, traces, up
 from hand import Hand
 from layout import observations, predictions
-from network import Host, Network, SiteLink, missing, start_network
+from network import Network
 from private_keys import key_forms, places_of
 
 import dask_pools
@@ -27,58 +27,17 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 DASK = ("-m", "dask", "pools", "site")
 
 
-def lay_out(network: Network) -> None:
-    for name, file, data in (
-        ("ecmwf", "predictions", predictions()),
-        ("eumetsat", "observations", observations()),
-    ):
-        there = network[name].from_outside(f"/srv/data/{name}")
-        there.mkdir(exist_ok=True)
-        data.to_netcdf(there / f"{file}.nc")
-
-
 @pytest.fixture(scope="module")
-def direct() -> Iterator[Network]:
+def direct(open_sites: Network) -> Network:
     """Three sites that reach each other directly."""
-    if reason := missing():
-        pytest.skip(reason)
-    with start_network([SiteLink(name, "open") for name in ("client", "ecmwf", "eumetsat")]) as network:
-        lay_out(network)
-        yield network
+    lay_out(open_sites)
+    return open_sites
 
 
 @pytest.fixture
 def hand(direct: Network) -> Iterator[Hand]:
     with hand_of(direct) as hand:
         yield hand
-
-
-@contextmanager
-def hand_of(network: Network) -> Iterator[Hand]:
-    """Python at the client's site; when it is over, nothing is left at the others."""
-    hand = network["client"].hand()
-    try:
-        yield hand
-    finally:
-        with suppress(EOFError, BrokenPipeError, ValueError):  # killed by the test
-            hand.call(at_sites.down)
-        hand.close()
-    for name in ("ecmwf", "eumetsat"):
-        assert eventually(lambda name=name: not traces(network[name]), 90), traces(network[name])
-
-
-def traces(host: Host) -> list[str]:
-    """Processes and files of clusters on a control host."""
-    processes = host.run("ps", "axww", "-o", "args=").splitlines()
-    found = [
-        one for one in processes if "pools site" in one or "dask_worker" in one or "multiprocessing" in one
-    ]
-    found += [one for one in host.run("ip", "-o", "link").splitlines() if ": dp" in one]
-    return found + host.run("find", "/tmp", "/run", "-name", "dask-pools*").splitlines()
-
-
-def up(hand: Hand, lost_after: float = 60.0, text: str = DATA_CENTRES) -> dict:
-    return hand.call(at_sites.up, "/tmp", text, lost_after)
 
 
 # The main job
@@ -188,22 +147,6 @@ def check_secrets(network: Network) -> list[bytes]:
 # What goes wrong in between
 
 
-def test_a_site_that_is_cut_off_for_a_while_costs_time_only(hand: Hand, direct: Network):
-    up(hand, lost_after=120.0)
-    hand.call(at_sites.begin, "eumetsat", 60)
-    before = hand.call(at_sites.states)
-    direct["eumetsat"].unplug()
-    try:
-        assert eventually(lambda: hand.call(at_sites.states)["eumetsat"] == "away", 30)
-        # Longer than Dask's own time-outs of half a minute.
-        assert not eventually(lambda: hand.call(at_sites.states)["eumetsat"] != "away", 35)
-    finally:
-        direct["eumetsat"].plug()
-    assert hand.call(at_sites.outcome, 120) == sum(range(60))
-    assert eventually(lambda: hand.call(at_sites.states) == before, 60)
-    assert hand.call(at_sites.pools) == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"]}
-
-
 def test_a_site_that_stays_away_is_lost_and_the_others_go_on(hand: Hand, direct: Network):
     up(hand, lost_after=6.0)
     eumetsat = direct["eumetsat"]
@@ -226,30 +169,6 @@ def comes_back(hand: Hand) -> bool:
         return hand.call(at_sites.one_in, "eumetsat", 60) == "eumetsat"
     except dask_pools.PoolUnavailableError:
         return False
-
-
-def test_when_client_and_scheduler_are_killed_the_sites_clean_up(hand: Hand, direct: Network):
-    up(hand, lost_after=5.0)
-    assert all(traces(direct[name]) for name in ("ecmwf", "eumetsat"))
-    hand.kill()
-    for name in ("ecmwf", "eumetsat"):
-        assert eventually(lambda name=name: not traces(direct[name]), 90), traces(direct[name])
-
-
-def test_what_is_left_at_sites_by_a_client_that_was_killed_is_ended_by_one_command(
-    hand: Hand, direct: Network
-):
-    up(hand)
-    hand.kill()
-    pools = (sys.executable, "-m", "dask", "pools")
-    with pytest.raises(subprocess.CalledProcessError) as refused:
-        direct["client"].run(*pools, "adopt")
-    assert "has ended as well" in refused.value.stderr
-    said = direct["client"].run(*pools, "down", "--all")
-    for name in ("ecmwf", "eumetsat"):
-        assert f"  site {name}: its agent has been ended, with all that it started\n" in said
-        assert not traces(direct[name])
-    assert said.endswith("  nothing is left\n")
 
 
 def test_an_agent_that_is_killed_takes_its_workers_along_and_another_takes_its_place(

@@ -304,7 +304,8 @@ class HostMesh:
                 return {}
             if time.monotonic() > deadline:
                 return {peer.name: self._silent(peer, timeout) for peer in missing}
-            time.sleep(0.05)
+            if self._ending.wait(0.05):
+                return {}  # it is over, and nobody is waited for any more
 
     def status(self) -> Status:
         """Tell how things stand."""

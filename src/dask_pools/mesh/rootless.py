@@ -41,7 +41,7 @@ umount -l "$new"
 rmdir "$new"
 mount -t proc proc /proc
 ip link set dev lo up
-"$@"
+env --default-signal=INT -- "$@"
 exit $?
 """
 
@@ -98,7 +98,8 @@ def entry(udp_port: int | None = None) -> tuple[str, ...]:
         raise MeshError(f"{who} may not listen on UDP port {udp_port}: without root, state one above 1023.")
     command = (
         # pasta of 2023 fails where SIGPIPE is ignored, as it is by Python and what that starts.
-        *("env", "--default-signal=PIPE"),
+        # Ctrl-C is for the command inside, which may have something to take down before all of it ends.
+        *("env", "--default-signal=PIPE", "--ignore-signal=INT"),
         *("pasta", "--config-net", "--foreground", "--quiet", "--no-map-gw"),
         # Nothing else comes in, and nothing of this host's own is reached from inside.
         *("--tcp-ports", "none", "--udp-ports", str(udp_port or "none")),

@@ -121,6 +121,10 @@ def down(clusters: tuple[str, ...], directory: str | None) -> None:
                     f"The agent of {home.cluster} has not ended within {DOWN_TIMEOUT:g} s; see {home.log}."
                 )
             click.echo(f"{home.cluster}  is down")
+        if not clusters:
+            # The scheduler's part of meshes, where its process was killed.
+            for interface in remove_leftovers():
+                click.echo(f"{interface}  is removed")
     except HomeError as error:
         raise click.ClickException(str(error)) from None
 

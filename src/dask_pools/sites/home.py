@@ -30,7 +30,18 @@ class HomeError(PoolsError):
 
 
 def _above(directory: str | None) -> Path:
-    return Path(directory or tempfile.gettempdir()) / f"dask-pools-{os.getuid()}"
+    return Path(directory or tempfile.gettempdir()) / f"dask-pools-{_user()}"
+
+
+def _user() -> int:
+    """Get this user's number outside of a user name space; in there it is mostly 0 (user_namespaces(7))."""
+    user = os.getuid()
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/uid_map").read_text().splitlines():
+            inside, outside, count = map(int, line.split())
+            if inside <= user < inside + count:
+                return outside + user - inside
+    return user
 
 
 def _own(path: Path) -> None:

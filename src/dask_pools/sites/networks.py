@@ -30,8 +30,8 @@ from dask_pools.sites.site import Site
 
 __all__ = ["MeshNetwork", "Network", "TlsNetwork"]
 
-# Seconds until hosts have shaken hands: one that was called too early calls again after 5.
-HANDSHAKES = 30.0
+# Seconds until hosts have shaken hands: one that was called too early calls again after 5, and then again.
+HANDSHAKES = 20.0
 
 
 class Network(Protocol):
