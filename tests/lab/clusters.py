@@ -21,6 +21,9 @@ from leftovers import eventually
 POOLS = (sys.executable, "-m", "dask", "pools")
 SITES = ("ecmwf", "eumetsat")
 
+# The user's directory for records stays, when there are none.
+STATE = ("-not", "(", "-path", "/tmp/state/*", "-empty", ")")
+
 
 def lay_out(network: Network) -> None:
     """Give the sites the data of the README's calculation."""

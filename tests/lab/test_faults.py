@@ -121,6 +121,7 @@ def test_names_and_hosts_that_clash_are_refused_before_anything_is_done(network:
 
 MOMENTS: dict[str, Callable[[Network, UpCommand], object]] = {
     "it has just begun": lambda network, running: running.group(),
+    "an agent starts": lambda network, running: processes(network["ecmwf"]),
     "its interface is there": lambda network, running: interfaces(network["client"]),
     "a worker starts": lambda network, running: any("spawn" in one for one in processes(network["ecmwf"])),
     "it is up": lambda network, running: running.is_up(),
@@ -137,6 +138,28 @@ def test_ctrl_c_leaves_nothing_behind_when(moment, network: Network):
     finally:
         running.close()
     check_gone(network, ["client", *SITES])
+
+
+# Several
+
+
+def test_two_clusters_are_up_at_once_and_each_is_taken_down_by_its_address(hand: Hand, network: Network):
+    client = network["client"]
+    first, second = (UpCommand(client, MESH, f"{name}.yaml") for name in ("first", "second"))
+    try:
+        assert first.address != second.address
+        assert "Say which cluster is meant" in client.run("sh", "-c", '"$@" 2>&1; true', "sh", *POOLS, "down")
+        client.run(*POOLS, "down", first.address)
+        assert first.ends()[0] == 0
+        assert hand.call(at_sites.attach) == {"ecmwf": 1, "eumetsat": 1}
+        assert hand.call(at_sites.one_in, "eumetsat", 60) == "eumetsat"
+        client.run(*POOLS, "down")
+        assert second.ends()[0] == 0
+        assert "No cluster is up here" in client.run(*POOLS, "down")
+    finally:
+        first.close()
+        second.close()
+    check_gone(network, ["client"])
 
 
 # Without root

@@ -7,15 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 import at_sites
 import numpy as np
 import pytest
 from at_sites import DATA_CENTRES
+from clusters import hand_of, lay_out, traces, up
 from hand import Hand
 from layout import observations, predictions
-from network import Host, Network, SiteLink, missing, start_network
+from network import Network
 from private_keys import key_forms, places_of
 
 import dask_pools
@@ -27,58 +27,17 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 DASK = ("-m", "dask", "pools", "site")
 
 
-def lay_out(network: Network) -> None:
-    for name, file, data in (
-        ("ecmwf", "predictions", predictions()),
-        ("eumetsat", "observations", observations()),
-    ):
-        there = network[name].from_outside(f"/srv/data/{name}")
-        there.mkdir(exist_ok=True)
-        data.to_netcdf(there / f"{file}.nc")
-
-
 @pytest.fixture(scope="module")
-def direct() -> Iterator[Network]:
+def direct(open_sites: Network) -> Network:
     """Three sites that reach each other directly."""
-    if reason := missing():
-        pytest.skip(reason)
-    with start_network([SiteLink(name, "open") for name in ("client", "ecmwf", "eumetsat")]) as network:
-        lay_out(network)
-        yield network
+    lay_out(open_sites)
+    return open_sites
 
 
 @pytest.fixture
 def hand(direct: Network) -> Iterator[Hand]:
     with hand_of(direct) as hand:
         yield hand
-
-
-@contextmanager
-def hand_of(network: Network) -> Iterator[Hand]:
-    """Python at the client's site; when it is over, nothing is left at the others."""
-    hand = network["client"].hand()
-    try:
-        yield hand
-    finally:
-        with suppress(EOFError, BrokenPipeError, ValueError):  # killed by the test
-            hand.call(at_sites.down)
-        hand.close()
-    for name in ("ecmwf", "eumetsat"):
-        assert eventually(lambda name=name: not traces(network[name]), 90), traces(network[name])
-
-
-def traces(host: Host) -> list[str]:
-    """Processes and files of clusters on a control host."""
-    processes = host.run("ps", "axww", "-o", "args=").splitlines()
-    found = [
-        one for one in processes if "pools site" in one or "dask_worker" in one or "multiprocessing" in one
-    ]
-    found += [one for one in host.run("ip", "-o", "link").splitlines() if ": dp" in one]
-    return found + host.run("find", "/tmp", "/run", "-name", "dask-pools*", *STATE).splitlines()
-
-
-def up(hand: Hand, lost_after: float = 60.0, text: str = DATA_CENTRES) -> dict:
-    return hand.call(at_sites.up, "/tmp", text, lost_after)
 
 
 # The main job

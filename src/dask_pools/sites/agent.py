@@ -127,6 +127,8 @@ class Agent:
         self._watching: dict[str, asyncio.Task[None]] = {}
         self._ended: dict[str, str] = {}
         self._mesh: HostMesh | None = None
+        self._meshing = asyncio.Lock()
+        self._over = False
         self._addresses: dict[str, IPv6Address] = {}
         self._answers: dict[int, asyncio.Task[protocol.Report]] = {}
         self._end: asyncio.Future[str] | None = None
@@ -358,6 +360,12 @@ class Agent:
                 await asyncio.to_thread(self._mesh.remove_address, address)
 
     async def _raise_mesh(self, order: protocol.RaiseMesh) -> protocol.Report:
+        async with self._meshing:
+            return await self._raise(order)
+
+    async def _raise(self, order: protocol.RaiseMesh) -> protocol.Report:
+        if self._over:
+            raise MeshError("Everything is being taken down here.")
         if self._mesh is not None:
             await asyncio.to_thread(self._mesh.lower)
             self._mesh = None
@@ -416,8 +424,11 @@ class Agent:
             for task in done:
                 if error := task.exception():
                     logger.warning("A worker could not be stopped: %s", error)
-        if self._mesh is not None:
+        self._over = True
+        async with self._meshing:
             mesh, self._mesh = self._mesh, None
+            if mesh is None:
+                return
             try:
                 await asyncio.to_thread(mesh.lower)
             except MeshError as error:

@@ -116,6 +116,8 @@ class Site:
         self._keeping: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
         self._prepared: int | None = None
+        self._starting: asyncio.Future[None] | None = None
+        self._closing = False
 
     def __repr__(self) -> str:
         return f"<Site {self.name} at {self.host.host}: {self.state}>"
@@ -163,8 +165,12 @@ class Site:
         SiteError
             If it is not carried out, or the site is lost meanwhile.
         """
-        if self.state in ("new", "lost", "closed"):
-            raise SiteError(self.host.host, "giving an order", f"the site is {self.state}")
+        if self._closing or self.state in ("new", "lost", "closed"):
+            state = "closed" if self._closing else self.state
+            raise SiteError(self.host.host, "giving an order", f"the site is {state}")
+        return await self._ask(order)
+
+    async def _ask(self, order: Callable[[int], Any]) -> Any:
         self._number += 1
         number = self._number
         asked = order(number)
@@ -196,10 +202,14 @@ class Site:
 
     async def close(self) -> None:
         """Have the agent take everything down, if it can be reached; else it does so by itself, later."""
+        self._closing = True
+        if self._starting is not None:
+            # It has been greeted, if it has come so far, and would wait for its cluster for long.
+            await asyncio.wait([self._starting], timeout=DOWN)
         if self.state in ("connected", "away"):
             with suppress(SiteError, TimeoutError):
                 limit = DOWN if self.state == "connected" else 3 * self.patience.beat
-                await asyncio.wait_for(self.ask(lambda number: protocol.TakeDown(number=number)), limit)
+                await asyncio.wait_for(self._ask(lambda number: protocol.TakeDown(number=number)), limit)
         self.state = "closed"
         if self._keeping is not None:
             self._keeping.cancel()
@@ -274,6 +284,7 @@ class Site:
         ):
             self.own_address = str(connection.get_extra_info("sockname")[0])
             lines = Lines()
+            self._starting = first
             running.write(protocol.encode(self._hello()))
             self.welcome, reports = await self._greeted(running, lines, command)
             self._heard = time.monotonic()
