@@ -142,8 +142,9 @@ def test_a_cluster_whose_process_was_killed_is_taken_over_with_its_workers_and_r
             assert eventually(lambda: len(cluster.pools["ecmwf"]) == 2)
             # It was started by another process, and is stopped by this one.
             assert gone(before["eumetsat"])
+            # Written down as soon as the launcher has started it, a moment after it has joined.
+            assert eventually(lambda: {*next(records()).workers} == {"ecmwf-0", "ecmwf-1"})
             [record] = records()
-            assert set(record.workers) == {"ecmwf-0", "ecmwf-1"}
             assert record.pools["here"] == PoolWish(1)
             scheduler = record.scheduler_process
             assert scheduler is not None

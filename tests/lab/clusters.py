@@ -22,7 +22,7 @@ POOLS = (sys.executable, "-m", "dask", "pools")
 SITES = ("ecmwf", "eumetsat")
 
 # The user's directory for records stays, when there are none.
-STATE = ("-not", "(", "-path", "/tmp/state/*", "-empty", ")")
+STATE = ("-not", "(", "-path", "*/state*/dask-pools", "-empty", ")")
 
 
 def lay_out(network: Network) -> None:
@@ -104,7 +104,9 @@ class UpCommand:
         self._process = subprocess.Popen(
             [
                 *(client.inside_as_user if inside else client.inside),
-                *("setsid", *POOLS, *(("inside", *POOLS) if inside else ()), "up", f"/tmp/{name}"),
+                # Where the tests run in the background, Ctrl-C is ignored, and what they start inherits that.
+                *("setsid", "env", "--default-signal=INT"),
+                *(*POOLS, *(("inside", *POOLS) if inside else ()), "up", f"/tmp/{name}"),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -130,7 +132,10 @@ class UpCommand:
         """Its process group, as the client's site sees it; None before there is one, and after."""
         said = self._client.run("ps", "axww", "-o", "pgid=,args=").splitlines()
         found = [one.split(None, 1) for one in said]
-        return next((int(group) for group, args in found if args.endswith(self._command)), None)
+        own = (
+            int(group) for group, args in found if args.startswith(POOLS[0]) and args.endswith(self._command)
+        )
+        return next(own, None)
 
     def signal(self, name: str = "INT") -> None:
         """Press Ctrl-C, which goes to the command and what it has started in its session; or worse."""

@@ -45,8 +45,8 @@ def contents(paths: list[str]) -> dict[str, int]:
 @pytest.fixture
 def catalogue(tmp_path):
     """The catalogue of the README, which is shipped, at the paths of these sites."""
-    for name in ("weather.yaml", "data-centres.yaml"):
-        (tmp_path / name).write_text(shipped(name).read_text().replace("/data/", f"{ROOT}/"))
+    for name in ("weather.yaml", "weather-data-centres.yaml"):
+        (tmp_path / name).write_text(shipped(name).read_text().replace("/srv/data/", f"{ROOT}/"))
     return intake.open_catalog(str(tmp_path / "weather.yaml"))
 
 

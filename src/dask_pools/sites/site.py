@@ -116,6 +116,7 @@ class Site:
         self._keeping: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
         self._prepared: int | None = None
+        self._first: asyncio.Future[None] | None = None
         self._starting: asyncio.Future[None] | None = None
         self._closing = False
 
@@ -138,14 +139,15 @@ class Site:
             if self.state == "closed":
                 raise SiteError(self.host.host, "connecting", "the cluster is closed")
             if self.state in ("new", "lost"):
-                self.state, self._prepared = "new", None
-                first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._keeping = asyncio.create_task(self._keep(first))
-                try:
-                    await first
-                except asyncio.CancelledError:
-                    self._keeping.cancel()
-                    raise
+                if self._first is None or self._first.done():
+                    self.state, self._prepared = "new", None
+                    self._first = asyncio.get_running_loop().create_future()
+                    # If nobody waits any more, nobody wants to know.
+                    self._first.add_done_callback(lambda first: first.cancelled() or first.exception())
+                    self._keeping = asyncio.create_task(self._keep(self._first))
+                # Who waits for it may be cancelled. It goes on: an agent that is on its way has to be told
+                # that it is not wanted, or it waits for its cluster for long.
+                await asyncio.shield(self._first)
             assert self.welcome is not None
             if self.prepare is not None and self._prepared != self.welcome.pid:
                 await self.prepare(self)
