@@ -27,8 +27,9 @@ from dask_pools.errors import MeshError
 from dask_pools.mesh import host, rootless, wireguard
 from dask_pools.mesh.host import HostMesh, Offer
 from dask_pools.mesh.plan import Site, make_plan
-from dask_pools.sites import ssh
+from dask_pools.sites import protocol, ssh
 from dask_pools.sites.agent import Agent
+from dask_pools.sites.home import Home
 
 Provocation = Callable[[], Any]
 
@@ -71,7 +72,13 @@ def of_hosts(directory: Path) -> Iterator[Provocation]:
     yield from _of_commands()
     yield from _of_interfaces(directory)
     yield lambda: asyncio.run(Agent._join_mesh(SimpleNamespace(_mesh=None), None))  # type: ignore[arg-type]
+    yield lambda: asyncio.run(_raised_after_the_end(Agent(Home("a-cluster", str(directory)), {})))
     yield _closed_port
+
+
+async def _raised_after_the_end(agent: Agent) -> None:
+    await agent._take_down()
+    await agent._raise_mesh(protocol.RaiseMesh(number=1, router=ROUTER))
 
 
 def _of_directories(directory: Path) -> Iterator[Provocation]:
