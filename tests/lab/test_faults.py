@@ -232,5 +232,7 @@ def test_when_client_and_scheduler_are_killed_the_sites_clean_up_and_one_command
     hand.kill()
     check_gone(network, SITES)
     assert "unreachable" in " ".join(traces(network["client"]))
-    assert network["client"].run(*POOLS, "site", "down").endswith("is removed\n")
+    said = network["client"].run(*POOLS, "down", "--all")
+    assert "has been removed\n" in said
+    assert said.endswith("  nothing is left\n")
     assert not traces(network["client"])
