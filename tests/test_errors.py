@@ -167,6 +167,7 @@ ENTRIES = [
     "{driver: netcdf, args: {urlpath: /data/a}, parameters: {p: {type: int, min: a}}}",
     "{driver: netcdf, args: {urlpath: '{{ p }}'}, parameters: {p: {type: int, default: 5, max: 3}}}",
     "{driver: netcdf, args: {urlpath: '{{ p }}'}, parameters: {p: {default: '{{ q }}'}}}",
+    "{driver: netcdf, args: {urlpath: '{{ p }}'}, parameters: {p: {type: int, allowed: [1]}}}",
     "{driver: netcdf, args: {urlpath: '{{ env(HOME) }}'}}",
     "{driver: netcdf, args: {urlpath: '{{ }}'}}",
     f"{{driver: netcdf, args: {{urlpath: '{{{{ {'(' * 5000}1{')' * 5000} }}}}'}}}}",
@@ -302,6 +303,7 @@ def of_catalogues(directory: Path) -> Iterator[Callable[[], Any]]:
         )
     )
     yield lambda: open_catalog(directory / "none.yaml")
+    yield lambda: open_catalog([])
     yield lambda: open_catalog("nosuchprotocol://a/*.yaml")
     yield lambda: open_catalog(directory / "none*.yaml")
 
