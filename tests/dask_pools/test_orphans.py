@@ -127,12 +127,16 @@ def test_a_cluster_whose_process_was_killed_is_taken_over_with_its_workers_and_r
         with pytest.raises(NoOrphanError, match="No cluster of yours"):
             adopt()
         killed(owner)
-        assert [orphan.scheduler for orphan in orphans()] == [address]
+        [orphan] = orphans()
+        assert orphan.scheduler == address
+        used = replace(orphan.pools["here"], hours=5.0)
+        write(replace(orphan, pools={**orphan.pools, "here": used}))
         # Local workers end with the process that started them.
         assert gone(before["here"])
         with adopt(silence_logs=False) as cluster:
             assert cluster.scheduler_address == address
             assert not orphans()
+            assert cluster._reports()["here"].hours >= 5
             after = {pool: pid_in(client, pool) for pool in before}
             assert {pool for pool in before if before[pool] == after[pool]} == {"ecmwf", "eumetsat"}
             assert held.result() == "HELD"
@@ -145,7 +149,7 @@ def test_a_cluster_whose_process_was_killed_is_taken_over_with_its_workers_and_r
             # Written down as soon as the launcher has started it, a moment after it has joined.
             assert eventually(lambda: {*next(records()).workers} == {"ecmwf-0", "ecmwf-1"})
             [record] = records()
-            assert record.pools["here"] == PoolWish(1)
+            assert record.pools["here"].wanted == 1
             scheduler = record.scheduler_process
             assert scheduler is not None
         assert gone(scheduler.pid, before["ecmwf"], after["here"])

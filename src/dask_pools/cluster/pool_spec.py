@@ -150,6 +150,7 @@ def pool_spec(pool: str, workers: Workers, launcher: Launcher | None = None) -> 
         minimum=workers.minimum,
         maximum=workers.maximum,
         provision=workers.provision,
+        askers=workers.askers,
         max_hours=workers.max_hours,
         timeout=workers.timeout,
         idle=workers.idle,
