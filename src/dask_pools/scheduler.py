@@ -283,7 +283,10 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         if policy == "never":
             return f"It is not to be brought up by asking (provision: never). {scale}"
         if supply is not None and supply.askers is not None and user not in supply.askers:
-            return f"{user or 'This client'!r} is not among those who may ask for it. {scale}"
+            if user:
+                return f"{user!r} is not among those who may ask for it. {scale}"
+            ask = f"dask_pools.provision.ensure_workers(client, {pool!r}) asks in your name."
+            return f"Only some may ask for it (askers), and tasks do not say whose they are: {ask} {scale}"
         return None
 
     async def supply(

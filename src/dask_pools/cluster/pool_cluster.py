@@ -200,6 +200,17 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         """Names of the pools that this cluster can start workers for."""
         return list(self._pool_specs)
 
+    def wanted(self, pool: str) -> int:
+        """How many workers a pool of this cluster should have, those that have not joined yet among them.
+
+        Raises
+        ------
+        ValueError
+            If this cluster has no such pool.
+        """
+        self._check_pool(pool)
+        return len(self._planned(pool))
+
     @property
     def failures(self) -> dict[str, str]:
         """Why pools have no workers although they should, by pool."""
