@@ -78,7 +78,8 @@ class Step:
     tasks, bytes : int
         How many, and the size of their results.
     kind : str
-        ``"read"``, ``"held"`` (results that are there already), ``"gather"`` or ``"task"``.
+        ``"read"``, also where that is fused with what is done first; ``"held"`` (results that are there
+        already), ``"gather"`` or ``"task"``.
     output : bool
         Whether the client gets results of theirs.
     """
@@ -515,10 +516,11 @@ def _steps(
     for task, name in enumerate(names):
         operation = "held" if task in held else _operation(name)
         kind = "held" if task in held else "gather" if is_gathering(name) else "task"
-        if pins.label_of_name(name) and not placed.model.inputs[task]:
-            kind, operation = "read", "read"
         pool = placed.pools[task]
         label = tuple(sorted(variables[task]))
+        if kind == "task" and label and not placed.model.inputs[task]:
+            # By itself, or fused with what is done first, of which the layer then has the name.
+            kind, operation = "read", "read" if pins.label_of_name(name) else operation
         identity = (kind, operation, label, pool) if many else (name, label, pool)
         number = numbers.setdefault(identity, len(numbers))
         if number == len(about):
