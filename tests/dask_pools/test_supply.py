@@ -326,6 +326,12 @@ def test_adapt_checks_its_bounds():
             cluster.adapt("ecwmf")
         with pytest.raises(ValueError, match="maximum of 1"):
             cluster.adapt("ecmwf", minimum=2, maximum=1)
+        with pytest.raises(ValueError, match="target_duration='0 s': nothing is done in no time"):
+            cluster.adapt("ecmwf", target_duration="0 s")
+        with pytest.raises(TypeError, match=r"cluster\.adapt\('ecmwf', minimum=0, maximum=4\)"):
+            cluster.adapt(0, 4)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="Pool 'ecmwf' is 2; give a PoolSpec"):
+        PoolCluster({"ecmwf": 2})  # type: ignore[dict-item]
 
 
 def test_logs_of_a_pool_are_by_worker():

@@ -336,9 +336,17 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
 
         Raises
         ------
+        TypeError
+            If what should be a pool's name is a number, as Dask's own clusters have it.
         ValueError
             If this cluster has no such pool, or the numbers do not do.
         """
+        if not all(isinstance(pool, str) for pool in pools):
+            example = next(iter(self._pool_specs), "ecmwf")
+            raise TypeError(
+                "Say which pool is to adapt, and how far by name: "
+                f"cluster.adapt({example!r}, minimum=0, maximum=4). Pools: {self._known()}."
+            )
         bounds = {}
         for pool in pools or self._pool_specs:
             self._check_pool(pool)
@@ -350,10 +358,12 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             check_count(pool, fewest, most)
             unused = idle if idle is not None else spec.idle
             duration = target_duration or dask.config.get("distributed.adaptive.target-duration")
+            if not (target := in_seconds(duration)):
+                raise ValueError(f"target_duration={duration!r}: nothing is done in no time; give it some.")
             bounds[pool] = Bounds(
                 minimum=fewest,
                 maximum=most,
-                target=in_seconds(duration),
+                target=target,
                 idle=idle_timeout() if unused is None else in_seconds(unused),
             )
         for pool, bound in bounds.items():
@@ -769,9 +779,17 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                 self._write_down()
                 # News may come one upon the other.
                 await asyncio.sleep(0.02)
-            except Exception:
+            except OSError:
                 # The scheduler may be gone, or busy; the cluster stays as it is, and so does the question.
                 logger.debug("Could not ask the scheduler for wanted pools.", exc_info=True)
+                await asyncio.sleep(POLL)
+            except Exception:
+                # One pool's trouble is not to be the end of all; but nobody else would hear of it.
+                logger.log(
+                    logging.ERROR if self._is_served() else logging.DEBUG,
+                    "Could not look after the pools; trying again.",
+                    exc_info=True,
+                )
                 await asyncio.sleep(POLL)
 
     async def _supply(self, patience: float) -> None:
