@@ -14,7 +14,7 @@ import asyncio
 import difflib
 import logging
 import pkgutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -153,6 +153,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             pools_request=self.request,
             pools_supply=self.supply,
             pools_retire=self.retire,
+            retire_workers=self.retire_workers,
         )
         for address, worker in scheduler.workers.items():
             if offered := pins.pools_of_resources(worker.resources):
@@ -283,7 +284,10 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         if policy == "never":
             return f"It is not to be brought up by asking (provision: never). {scale}"
         if supply is not None and supply.askers is not None and user not in supply.askers:
-            return f"{user or 'This client'!r} is not among those who may ask for it. {scale}"
+            if user:
+                return f"{user!r} is not among those who may ask for it. {scale}"
+            ask = f"dask_pools.provision.ensure_workers(client, {pool!r}) asks in your name."
+            return f"Only some may ask for it (askers), and tasks do not say whose they are: {ask} {scale}"
         return None
 
     async def supply(
@@ -328,7 +332,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         for pool in self._missing:
             self._gauge.asked(pool)
         idle = {pool: one.idle for pool, one in supplied.items() if one.idle is not None}
-        loads = self._gauge.measure(supplied, idle)
+        loads = self._gauge.measure(idle, idle)  # nobody asks about those that do not adapt
         return {
             "wanted": [pool for pool in sorted(self._missing) if self._may_come(pool)],
             "rejected": rejected,
@@ -354,10 +358,18 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         addresses = {
             address: str(w.name) for address, w in self.scheduler.workers.items() if w.name in wanted
         }
+        await self._take_out(pool, addresses, ordered=ordered)
+        # Those that had left already are gone as well.
+        return sorted(wanted - {addresses[a] for a in addresses if a in self.scheduler.workers})
+
+    async def _take_out(
+        self, pool: str, addresses: Mapping[str, str], *, ordered: bool, close: bool = False
+    ) -> list[str]:
+        """Take workers, names by address, out of a pool; the addresses of those gone."""
         self._leaving.update(addresses)
         try:
             gone, kept = await retire(
-                self.scheduler, list(addresses), lambda: self._workers_of(pool), ordered=ordered
+                self.scheduler, list(addresses), lambda: self._workers_of(pool), ordered=ordered, close=close
             )
         finally:
             self._leaving.difference_update(addresses)
@@ -372,8 +384,62 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         )
         if kept:
             self._queue.fill()
-        # Those that had left already are gone as well.
-        return sorted(wanted - {addresses[a] for a in addresses if a in self.scheduler.workers})
+        return gone
+
+    async def retire_workers(
+        self,
+        workers: Iterable[str] | None = None,
+        *,
+        names: Iterable[Any] | None = None,
+        close_workers: bool = False,
+        remove: bool = True,
+        stimulus_id: str | None = None,
+        **choice: Any,
+    ) -> dict[str, Any]:
+        """Retire workers, those of pools within their pools; in place of Dask's own, which knows none.
+
+        Workers ask for it when their time is up (``--lifetime``), and so does `Client.retire_workers`.
+
+        Parameters
+        ----------
+        workers, names, close_workers, remove, stimulus_id, **choice
+            As of `distributed.Scheduler.retire_workers`.
+
+        Returns
+        -------
+        dict
+            Those retired, by address.
+        """
+        scheduler = self.scheduler
+        if workers is None and names is None:
+            workers = scheduler.workers_to_close(**choice)
+        wanted = {*(workers or ()), *map(str, names or ())}
+        found = [
+            one for one in scheduler.workers.values() if not wanted.isdisjoint((one.address, str(one.name)))
+        ]
+        identities = {one.address: one.identity() for one in found}
+        others: list[str] = []
+        of_pools: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        for one in found:
+            pools = pins.pools_of_resources(one.resources)
+            # Actors cannot be moved: Dask keeps workers that have some. It also knows how to move results
+            # away from a worker that stays.
+            if pools and remove and not one.actors:
+                of_pools[pools[0]][one.address] = str(one.name)
+            else:
+                others.append(one.address)
+        gone = await asyncio.gather(
+            *(
+                self._take_out(pool, addresses, ordered=True, close=close_workers)
+                for pool, addresses in of_pools.items()
+            )
+        )
+        retired = {address: identities[address] for several in gone for address in several}
+        if others:
+            retired |= await scheduler.retire_workers(
+                others, close_workers=close_workers, remove=remove, stimulus_id=stimulus_id
+            )
+        return retired
 
     # Graphs that arrive.
 

@@ -207,8 +207,7 @@ class MultiSiteCluster(PoolCluster):
         for pool, error in wrong.items():
             logger.warning("Site %s: %s", pool, error)
             # Reported until somebody asks for workers of it.
-            self._standings[pool].reason = str(error)
-            self._standings[pool].failed = time.monotonic()
+            self._standings[pool].give_up(str(error), time.monotonic())
         self.scheduler_spec["options"] |= self._network.scheduler()
 
     # Losing
