@@ -89,4 +89,10 @@ def test_containers_at_a_site_and_processes_here_are_pools_of_one_mesh_and_missi
         assert eventually(lambda: hand.call(at_sites.pools)["ecmwf"] not in ([], ["ecmwf-0"]), 120)
         other = hand.call(at_sites.one_in, "ecmwf", 120)
         assert docker.client.containers.get(other).id != container.id
+        # Nor does a container stay when its agent is killed outright.
+        agent = hand.call(at_sites.agents)["ecmwf"]
+        ecmwf.run("kill", "-9", str(agent))
+        assert eventually(lambda: not any(other in one.id for one in docker.client.containers.list()), 60)
+        assert eventually(lambda: hand.call(at_sites.agents)["ecmwf"] != agent, 120)
+        assert docker.client.containers.get(hand.call(at_sites.one_in, "ecmwf", 120)).id != container.id
     assert eventually(lambda: docker.containers() == [], 60)

@@ -54,7 +54,7 @@ def _docker(surroundings: Surroundings) -> Launcher:
     from dask_pools.cluster.launchers.docker import DockerOptions
 
     options = DockerOptions(**surroundings.options)
-    return options.of(host=surroundings.listen, hand_over=surroundings.hand_over)
+    return options.of(host=surroundings.listen, hand_over=surroundings.hand_over, tethered=True)
 
 
 LAUNCHERS: dict[str, MakeLauncher] = {"host": _host, "docker": _docker}

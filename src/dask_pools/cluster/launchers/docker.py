@@ -110,6 +110,9 @@ class DockerLauncher:
     hand_over : callable, optional
         Called with the first process of each container that has started, as this process sees it; gives it
         `host` as its own address, on a mesh. Raises `MeshError`.
+    tethered : bool
+        Whether containers end with this process, however that ends. Otherwise they end when they have lost
+        their scheduler, and `find` finds them until then.
     """
 
     image: str
@@ -122,6 +125,7 @@ class DockerLauncher:
     host: str | None = None
     timeout: float = START_TIMEOUT
     hand_over: Callable[[int], None] | None = None
+    tethered: bool = False
 
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> DockerWorker:
         """Start a container; its worker has joined the scheduler when this returns.
@@ -189,13 +193,15 @@ class DockerLauncher:
         from docker.errors import DockerException, ImageNotFound
 
         client = _connect(self.daemon)
-        container = output = None
+        container = output = tether = None
         try:
             settings = self._settings(scheduler, name, shape, int(client.info()["NCPU"]))
             container = client.containers.create(self.image, **settings)
             # Before it starts, or the first that it says would be lost.
             output = container.attach(stream=True)
-            worker = DockerWorker(client, container, output)
+            if self.tethered:
+                tether = container.attach_socket(params={"stdin": 1, "stream": 1})
+            worker = DockerWorker(client, container, output, tether)
             container.start()
             if self.hand_over is not None:
                 self.hand_over(_first_process(container.id))
@@ -203,8 +209,9 @@ class DockerLauncher:
         except (DockerException, OSError, MeshError) as error:  # a connection that breaks is an OSError
             # Of a container that never ran Docker would keep the output open for ever.
             with suppress(DockerException, OSError):
-                if output is not None:
-                    output.close()
+                for opened in (output, tether):
+                    if opened is not None:
+                        opened.close()
                 if container is not None:
                     container.remove(force=True)
             client.close()
@@ -237,6 +244,7 @@ class DockerLauncher:
                 *("--death-timeout", f"{self.timeout:g}"),
                 # A worker that has joined is ready: its first task does not have to wait for imports.
                 *("--preload", "dask_pools.propagate"),
+                *(("--preload-nanny", "dask_pools.cluster.tether") if self.tethered else ()),
                 *tls,
                 *self.options,
             ),
@@ -260,6 +268,8 @@ class DockerLauncher:
             ],
             "network": self.network,
             "auto_remove": True,
+            # Docker closes it with the first connection to it, which is the launcher's.
+            "stdin_open": self.tethered,
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges"],
             # Docker refuses more than there are.
@@ -292,11 +302,14 @@ class DockerWorker:
         About to be started.
     output : docker.types.CancellableStream
         What it writes.
+    tether : socket, optional
+        Kept open for as long as the worker is wanted.
     """
 
-    def __init__(self, client: Any, container: Any, output: Any) -> None:
+    def __init__(self, client: Any, container: Any, output: Any, tether: Any = None) -> None:
         self._client = client
         self._container = container
+        self._tether = tether
         self._said = ""
         self._hearing = _in_thread(lambda: self._hear(output))
         self._ending = _in_thread(lambda: container.wait(timeout=None, condition="removed"))
@@ -344,6 +357,8 @@ class DockerWorker:
                 *(self._container.name, REMOVE_TIMEOUT, self._container.name),
             )
         finally:
+            if self._tether is not None:
+                self._tether.close()
             self._client.close()
 
     def _stop(self) -> str | None:
@@ -577,6 +592,7 @@ class DockerOptions(AtSite):
         host: str | None = None,
         timeout: float = START_TIMEOUT,
         hand_over: Callable[[int], None] | None = None,
+        tethered: bool = False,
     ) -> DockerLauncher:
         """Make the launcher that does as these options say.
 
@@ -585,6 +601,7 @@ class DockerOptions(AtSite):
         host : str, optional
         timeout : float
         hand_over : callable, optional
+        tethered : bool
             As of `DockerLauncher`.
 
         Raises
@@ -611,4 +628,5 @@ class DockerOptions(AtSite):
             host,
             timeout,
             None if network == HOST else hand_over,
+            tethered,
         )
