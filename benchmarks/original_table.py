@@ -20,8 +20,8 @@ A second table has the same through the mesh for each way to compress what Dask 
 of the Met Office that were interpolated to the grid: air temperature, and the temperature of the sea, which
 is missing on land. Of these forecasts only the height that is wanted is written. What compressing saves is
 measured apart from all else: four members of the forecast, which lie in the memory of a worker at ecmwf, go
-to one at eumetsat. Wanted of the way that is the default: that it saves time on real fields, and that noise
-takes at most 5 % longer.
+to one at eumetsat. Wanted of the way that is the default: that it saves a tenth of the time where there is
+something to save, which is the sea, and that nothing takes 5 % longer.
 
 On the lab's network (`make bench-lab`, as root), in eight minutes. Needs 6 GB of disk for temporary files.
 """
@@ -73,7 +73,7 @@ from intake_pools.shipped import shipped  # noqa: E402
 STORED = "air_temperature"
 CONTROL, WORK = 300_000, 1_000_000
 PLAIN, MESH, FASTER = 1.06, 1.13, 50
-UP, DEFAULT, NOISE = 15.0, "zstd", 1.05
+UP, DEFAULT, SAVING, COSTING = 15.0, "zstd", 0.9, 1.05
 MEMBERS = 4
 
 # The result is made at eumetsat. Sites that have to meet at a third would send it over two links.
@@ -473,10 +473,10 @@ Moved = dict[tuple[str, str], list[float]]
 def compare_compression(lab: Lab, expected: dict[str, np.ndarray], rounds: int) -> tuple[Table, Moved]:
     """Calculate with each way to compress, through the mesh; seconds that moving takes, by way and field."""
     table = Table(
-        title=f"Through the mesh, with what Dask sends compressed: the calculation, and {MEMBERS} members "
-        f"moved (medians of {rounds} and {2 * rounds})"
+        title=f"Through the mesh, with what Dask sends compressed (median of {rounds}), and {MEMBERS} "
+        f"members moved (median of {2 * rounds})"
     )
-    for column in ("compression", "field", "s", "each", "from the sites, MB", "moved, s", "each"):
+    for column in ("compression", "field", "s", "each", "from the sites, MB", "moved, s", ""):
         table.add_column(column, justify="left" if column in ("compression", "field") else "right")
     all_moved: Moved = {}
     for compression in (False, "lz4", "zstd"):
@@ -497,7 +497,7 @@ def compare_compression(lab: Lab, expected: dict[str, np.ndarray], rounds: int) 
                 " ".join(f"{run.seconds:.2f}" for run in runs),
                 in_mb(median(runs, lambda run: run.traffic.from_sites)),
                 f"{statistics.median(moved[kind]):.2f}",
-                " ".join(f"{one:.2f}" for one in moved[kind]),
+                f"{min(moved[kind]):.2f} to {max(moved[kind]):.2f}",
             )
     return table, all_moved
 
@@ -509,7 +509,7 @@ def judge_compression(moved: Moved) -> list[str]:
     for (way, kind), found in seconds.items():
         plain = seconds["none", kind]
         if way == DEFAULT:
-            limit = NOISE if kind == "noise" else 1.0
+            limit = SAVING if kind == "sea" else COSTING
             verdict.at_most(f"{way}, {kind}: of the time without", found / plain, limit, "x")
         if way != "none":
             print(f"  {way}, {kind}: saves {plain - found:.2f} s of {plain:.2f}")
