@@ -32,7 +32,8 @@ from dask_pools.errors import (
     VersionMismatchError,
 )
 from dask_pools.placement import lower, residency
-from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, budget_error, summarise
+from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, budget_error
+from dask_pools.placement.summary import summarise
 
 logger = logging.getLogger(__name__)
 
