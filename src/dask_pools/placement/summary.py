@@ -19,7 +19,8 @@ from dask.utils import key_split
 from dask_pools import pins
 from dask_pools.dask_internals import is_future, is_gathering, is_symbolic
 from dask_pools.placement.assign import assign
-from dask_pools.placement.lower import FETCHED_ONCE, Layers, Placed
+from dask_pools.placement.layers import Layers
+from dask_pools.placement.lower import FETCHED_ONCE, Placed
 from dask_pools.placement.model import FREE, Model
 from dask_pools.placement.plan import ANYWHERE, Edge, Plan, PoolShare, Step
 
