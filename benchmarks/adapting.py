@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import dask
 from distributed import Client, SpecCluster, Worker
 from distributed.deploy.spec import ProcessInterface
 from rich.console import Console
@@ -183,6 +184,8 @@ class Elsewhere:
 
 async def serve(address: str, names: list[str]) -> None:
     """Be these workers, until standard input closes."""
+    # Each would look a hundred times a second at what it runs: more than two cores can do for 200.
+    dask.config.set({"distributed.worker.profile.enabled": False})
     for name in names:
         await worker_here(address, name, {f"pool-{name.partition('-')[0]}": 1})
     await asyncio.to_thread(sys.stdin.read)

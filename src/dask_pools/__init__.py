@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dask_pools import config  # noqa: F401  (sets the defaults of dask.config)
 from dask_pools.errors import (
@@ -22,6 +22,7 @@ from dask_pools.errors import (
     UnsupportedSettingError,
     VersionMismatchError,
 )
+from dask_pools.lazy_names import lazily
 
 if TYPE_CHECKING:
     from dask_pools.explanation import explain
@@ -61,27 +62,18 @@ __all__ = [
     "visualize_pools",
 ]
 
-_ROOM = {
-    "Plan": "placement.plan",
-    "connect": "propagate",
-    "explain": "explanation",
-    "get_pool": "pins",
-    "measure_traffic": "traffic",
-    "pool": "propagate",
-    "propagate_pools": "propagate",
-    "task_stream": "timeline",
-    "visualize_pools": "visualize",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # They import dask.array, and with it pandas and xarray: a second for each command and each site's agent.
-    if name not in _ROOM:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"dask_pools.{_ROOM[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# They import dask.array, and with it pandas and xarray: a second for each command and each site's agent.
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "Plan": "placement.plan",
+        "connect": "propagate",
+        "explain": "explanation",
+        "get_pool": "pins",
+        "measure_traffic": "traffic",
+        "pool": "propagate",
+        "propagate_pools": "propagate",
+        "task_stream": "timeline",
+        "visualize_pools": "visualize",
+    },
+)

@@ -36,6 +36,7 @@ async def retire(
     mates: Callable[[], set[str]],
     *,
     ordered: bool,
+    close: bool = False,
 ) -> tuple[list[str], list[str]]:
     """Remove workers of one pool from a scheduler once others hold their results.
 
@@ -49,6 +50,8 @@ async def retire(
         Whether they go in any case. Tasks that they have are then run elsewhere, and what no other worker of
         the pool can take moves to other pools, unless it has to stay in its own. If not, a worker that has a
         task, or that holds the only copy of a result which nobody in the pool can take, is kept.
+    close : bool
+        Whether those that are removed are told to end.
 
     Returns
     -------
@@ -93,7 +96,7 @@ async def retire(
         _move(scheduler, to_move, asked, stimulus)
         await asyncio.sleep(max(0.01, min(0.5, len(to_move) / 400)))
     for worker in leaving:
-        await scheduler.remove_worker(worker.address, expected=True, close=False, stimulus_id=stimulus)
+        await scheduler.remove_worker(worker.address, expected=True, close=close, stimulus_id=stimulus)
     return sorted(worker.address for worker in leaving), sorted(worker.address for worker in kept)
 
 

@@ -1,11 +1,11 @@
 """The scheduler plugin: everything that has to live on the scheduler.
 
-It pins what arrives without a pin although its key or its inputs have one (the backstop), keeps P2P rechunks
-inside the pool of their consumers, holds pinned roots back while their pool is busy (`queueing`), fails tasks
-whose pool has no workers instead of letting them wait for ever, refuses what would move too much although
-nobody placed it (`budget`), passes requests for workers on to whoever can start some, tells them how much
-each pool has to do, takes workers out of pools, and looks at the version of workers that join. It knows pools
-by the resources that workers offer, and neither data centres nor launchers.
+It pins what arrives without a pin although its key or its inputs have one (`backstop`), holds pinned roots
+back while their pool is busy (`queueing`), fails tasks whose pool has no workers instead of letting them wait
+for ever, refuses what would move too much although nobody placed it (`budget`), passes requests for workers
+on to whoever can start some, tells them how much each pool has to do (`demand`), takes workers out of pools
+(`retirement`), and looks at the version of workers that join. It knows pools by the resources that workers
+offer, and neither data centres nor launchers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import asyncio
 import difflib
 import logging
 import pkgutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -32,8 +32,9 @@ from tornado.ioloop import PeriodicCallback
 
 import dask_pools
 from dask_pools import budget, pins
+from dask_pools.backstop import Backstop
 from dask_pools.config import propagating, wait_for_workers
-from dask_pools.dask_internals import P2PBarrierTask, TaskPrefix, TaskState
+from dask_pools.dask_internals import TaskPrefix, TaskState
 from dask_pools.demand import Gauge
 from dask_pools.errors import MixedPoolsError, PoolUnavailableError, VersionMismatchError
 from dask_pools.queueing import RootQueue
@@ -131,7 +132,6 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self.seen: set[str] = set()
         self.mismatched: dict[str, str] = {}
         self._missing: dict[str, _Missing] = {}
-        self._barriers: set[Key] = set()
         self._checks: set[asyncio.Task[None]] = set()
         self._next_check = 0.0
         self._rejected: dict[str, str] = {}
@@ -145,6 +145,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     def attach(self, scheduler: Scheduler) -> None:
         """Begin to watch `scheduler`."""
         self.scheduler = scheduler
+        self._backstop = Backstop(scheduler, self._workers_of)
         self._queue = RootQueue(scheduler, self._workers_of)
         self._gauge = Gauge(scheduler, self._workers_of)
         scheduler.handlers.update(
@@ -152,6 +153,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             pools_request=self.request,
             pools_supply=self.supply,
             pools_retire=self.retire,
+            retire_workers=self.retire_workers,
         )
         for address, worker in scheduler.workers.items():
             if offered := pins.pools_of_resources(worker.resources):
@@ -282,7 +284,10 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         if policy == "never":
             return f"It is not to be brought up by asking (provision: never). {scale}"
         if supply is not None and supply.askers is not None and user not in supply.askers:
-            return f"{user or 'This client'!r} is not among those who may ask for it. {scale}"
+            if user:
+                return f"{user!r} is not among those who may ask for it. {scale}"
+            ask = f"dask_pools.provision.ensure_workers(client, {pool!r}) asks in your name."
+            return f"Only some may ask for it (askers), and tasks do not say whose they are: {ask} {scale}"
         return None
 
     async def supply(
@@ -327,7 +332,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         for pool in self._missing:
             self._gauge.asked(pool)
         idle = {pool: one.idle for pool, one in supplied.items() if one.idle is not None}
-        loads = self._gauge.measure(supplied, idle)
+        loads = self._gauge.measure(idle, idle)  # nobody asks about those that do not adapt
         return {
             "wanted": [pool for pool in sorted(self._missing) if self._may_come(pool)],
             "rejected": rejected,
@@ -353,10 +358,18 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         addresses = {
             address: str(w.name) for address, w in self.scheduler.workers.items() if w.name in wanted
         }
+        await self._take_out(pool, addresses, ordered=ordered)
+        # Those that had left already are gone as well.
+        return sorted(wanted - {addresses[a] for a in addresses if a in self.scheduler.workers})
+
+    async def _take_out(
+        self, pool: str, addresses: Mapping[str, str], *, ordered: bool, close: bool = False
+    ) -> list[str]:
+        """Take workers, names by address, out of a pool; the addresses of those gone."""
         self._leaving.update(addresses)
         try:
             gone, kept = await retire(
-                self.scheduler, list(addresses), lambda: self._workers_of(pool), ordered=ordered
+                self.scheduler, list(addresses), lambda: self._workers_of(pool), ordered=ordered, close=close
             )
         finally:
             self._leaving.difference_update(addresses)
@@ -371,8 +384,62 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         )
         if kept:
             self._queue.fill()
-        # Those that had left already are gone as well.
-        return sorted(wanted - {addresses[a] for a in addresses if a in self.scheduler.workers})
+        return gone
+
+    async def retire_workers(
+        self,
+        workers: Iterable[str] | None = None,
+        *,
+        names: Iterable[Any] | None = None,
+        close_workers: bool = False,
+        remove: bool = True,
+        stimulus_id: str | None = None,
+        **choice: Any,
+    ) -> dict[str, Any]:
+        """Retire workers, those of pools within their pools; in place of Dask's own, which knows none.
+
+        Workers ask for it when their time is up (``--lifetime``), and so does `Client.retire_workers`.
+
+        Parameters
+        ----------
+        workers, names, close_workers, remove, stimulus_id, **choice
+            As of `distributed.Scheduler.retire_workers`.
+
+        Returns
+        -------
+        dict
+            Those retired, by address.
+        """
+        scheduler = self.scheduler
+        if workers is None and names is None:
+            workers = scheduler.workers_to_close(**choice)
+        wanted = {*(workers or ()), *map(str, names or ())}
+        found = [
+            one for one in scheduler.workers.values() if not wanted.isdisjoint((one.address, str(one.name)))
+        ]
+        identities = {one.address: one.identity() for one in found}
+        others: list[str] = []
+        of_pools: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        for one in found:
+            pools = pins.pools_of_resources(one.resources)
+            # Actors cannot be moved: Dask keeps workers that have some. It also knows how to move results
+            # away from a worker that stays.
+            if pools and remove and not one.actors:
+                of_pools[pools[0]][one.address] = str(one.name)
+            else:
+                others.append(one.address)
+        gone = await asyncio.gather(
+            *(
+                self._take_out(pool, addresses, ordered=True, close=close_workers)
+                for pool, addresses in of_pools.items()
+            )
+        )
+        retired = {address: identities[address] for several in gone for address in several}
+        if others:
+            retired |= await scheduler.retire_workers(
+                others, close_workers=close_workers, remove=remove, stimulus_id=stimulus_id
+            )
+        return retired
 
     # Graphs that arrive.
 
@@ -382,34 +449,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         """Pin new tasks that lack a pin, before any of them is sent to a worker."""
         if not propagating():
             return
-        free: dict[Key, TaskState] = {}
-        pinned: list[TaskState] = []
-        barriers: list[TaskState] = []
-        for key in tasks:
-            task = scheduler.tasks.get(key)
-            if task is None or task.state != "released":
-                continue
-            if type(task.resource_restrictions) is pins.Placement:
-                pinned.append(task)
-            elif pins.runs_anywhere(task.annotations):
-                continue
-            # The name says where the data lives; a requirement may be that of an ambient pool() block.
-            elif named := pins.pools_of_task(key, task.run_spec):
-                if named != {pins.pool_of_resources(task.resource_restrictions)}:
-                    self._pin(task, named)
-                pinned.append(task)
-            elif pins.pool_of_resources(task.resource_restrictions):
-                pinned.append(task)
-            else:
-                free[key] = task
-            if isinstance(task.run_spec, P2PBarrierTask):
-                barriers.append(task)
-        if free and (pinned or self._near_pins(free)):
-            self._follow_inputs(free)
-        for barrier in barriers:
-            self._barriers.add(barrier.key)
-            self._keep_in_pool(barrier)
-        arrived = (*pinned, *free.values())
+        arrived = self._backstop.pin(tasks)
         if budget.refuse(scheduler, keys, arrived):
             return
         # There may be a million tasks, of few groups, which mostly require the same.
@@ -437,61 +477,6 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self._queue.transition(key, start, finish)
         if finish == "processing":
             self._gauge.sent(key)
-
-    def _near_pins(self, free: Mapping[Key, TaskState]) -> bool:
-        """Whether any of these tasks reads a pinned result of an earlier graph."""
-        return any(
-            pins.pool_of_resources(source.resource_restrictions)
-            for task in free.values()
-            for source in task.dependencies
-        )
-
-    def _follow_inputs(self, free: dict[Key, TaskState]) -> None:
-        """Pin each of these tasks to the pool that holds most of its inputs, in bytes."""
-        # Inputs before their consumers, without recursion: graphs are deep.
-        stack = list(free.values())
-        done: set[Key] = set()
-        while stack:
-            task = stack[-1]
-            waiting = [s for s in task.dependencies if s.key in free and s.key not in done]
-            if waiting and task.key not in done:
-                stack.extend(waiting)
-                continue
-            stack.pop()
-            if task.key in done:
-                continue
-            done.add(task.key)
-            held: dict[str, float] = {}
-            for source in task.dependencies:
-                if pool := pins.pool_of_resources(source.resource_restrictions):
-                    held[pool] = held.get(pool, 0) + source.get_nbytes()
-            if held:
-                self._pin(task, {min(held, key=lambda pool: (-held[pool], pool))})
-
-    def _pin(self, task: TaskState, pools: Iterable[str]) -> None:
-        """Pin a task; to several pools only if it was fused from tasks of several."""
-        rest = pins.without_pool({"resources": task.resource_restrictions or {}}).get("resources", {})
-        task.resource_restrictions = {**rest, **{pins.resource(pool): 0 for pool in pools}}
-        task.annotations = {**(task.annotations or {}), "resources": task.resource_restrictions}
-
-    # P2P: distributed spreads the outputs of a P2P rechunk or shuffle over all workers that its barrier may
-    # run on, and ties each to one of them. Workers of other pools could never run the outputs.
-
-    def _keep_in_pool(self, barrier: TaskState) -> None:
-        for task in (*barrier.dependents, barrier):
-            if pool := pins.pool_of_resources(task.resource_restrictions):
-                # A join of two frames has two barriers, and both have to be where its outputs are.
-                self._pin(barrier, {pool})
-                barrier.worker_restrictions = self._workers_of(pool) or None
-                return
-
-    def _refresh_barriers(self) -> None:
-        for key in list(self._barriers):
-            barrier = self.scheduler.tasks.get(key)
-            if barrier is None:
-                self._barriers.discard(key)
-            elif isinstance(barrier.run_spec, P2PBarrierTask):
-                self._keep_in_pool(barrier)
 
     # Workers that come and go. A pool counts a worker only when its version is known to be ours: the guard
     # and the opener run there.
@@ -580,7 +565,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         for pool in pins.pools_of_resources(state.resources):
             self.seen.add(pool)
             self._missing.pop(pool, None)
-        self._refresh_barriers()
+        self._backstop.refresh_barriers()
         self.scheduler.transitions(
             self.scheduler.bulk_schedule_unrunnable_after_adding_worker(state), f"pools-admit-{monotonic()}"
         )
@@ -591,7 +576,7 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self.mismatched.pop(worker, None)
         self._gauge.left(worker)
         self._leaving.discard(worker)
-        self._refresh_barriers()
+        self._backstop.refresh_barriers()
 
     async def _version_of(self, worker: str) -> str | None:
         """Version of this package on a worker; None if it left meanwhile."""

@@ -195,7 +195,7 @@ def _spans(notes: Iterable[Mapping[str, Any]], pools: Mapping[str, str]) -> tupl
 
 
 _OPERATIONS = (
-    "#4C78A8", "#72B7B2", "#54A24B", "#EECA3B", "#B279A2", "#9D755D", "#83BCB6", "#BAB0AC"
+    "#4C78A8", "#72B7B2", "#54A24B", "#EECA3B", "#B279A2", "#9D755D", "#FF9DA6", "#BAB0AC"
 )  # fmt: skip
 """For the operations that take most time, the longest first; the last stands for all others."""
 _LANE, _GAP = 0.62, 0.34

@@ -131,6 +131,8 @@ class Workers(BaseModel):
     provision : {"auto", "ask", "never"}
         Whether workers are started when they are needed, after a question, or only if there are to be a
         minimum or somebody asks for a number.
+    askers : tuple of str or None
+        Users who may ask for workers when the pool has none; None for everybody.
     max_hours : float or None
         The most that all workers of the pool may use together, in hours of one worker; None for no limit.
     timeout : float or None
@@ -150,6 +152,7 @@ class Workers(BaseModel):
     minimum: Annotated[int, Field(ge=0)] = 0
     maximum: Annotated[int, Field(ge=0)] | None = None
     provision: Literal["auto", "ask", "never"] = "auto"
+    askers: Listed | None = None
     max_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     timeout: Seconds | None = None
     idle: Seconds | None = None

@@ -22,6 +22,10 @@ class ScriptedWorker:
         self.deaf = deaf
         self.closed = False
 
+    @property
+    def runs(self) -> bool:
+        return self.worker is not None and self.worker.status.name != "closed"
+
     async def ended(self) -> str:
         while self.worker is None:
             await asyncio.sleep(0.01)
@@ -52,7 +56,7 @@ class Scripted:
         self.asked: list[str] = []
         self.cancelled = 0
         self.launched: list[ScriptedWorker] = []
-        self._queued: dict[str, tuple[ScriptedWorker, str, WorkerShape]] = {}
+        self.queued: dict[str, tuple[ScriptedWorker, str, WorkerShape]] = {}
 
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> ScriptedWorker:
         self.asked.append(name)
@@ -67,7 +71,7 @@ class Scripted:
         launched = ScriptedWorker(deaf=word == "queue")
         self.launched.append(launched)
         if word == "queue":
-            self._queued[name] = launched, scheduler, shape
+            self.queued[name] = launched, scheduler, shape
             return launched
         resources = {f"pool-{rest}": 1.0} if word == "pool" else shape.resources
         lifetime = rest if word == "lifetime" else None
@@ -76,7 +80,7 @@ class Scripted:
 
     async def deliver(self, name: str) -> Worker:
         """Have the worker join that was queued under this name."""
-        launched, scheduler, shape = self._queued.pop(name)
+        launched, scheduler, shape = self.queued.pop(name)
         launched.worker = await self._worker(scheduler, name, shape, shape.resources)
         return launched.worker
 

@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dask_pools.placement import contract
-from dask_pools.placement.assign import assign, by_layer, candidates, look_back, lower_bound, single
+from dask_pools.placement.assign import assign, by_layer, look_back, lower_bound, single
+from dask_pools.placement.lower import Placed
 from dask_pools.placement.model import FREE, Crossing, Model, cost, crossings
+from dask_pools.placement.plan import ANYWHERE, Step, would_cross
 
 A, B, C = 0, 1, 2
 
@@ -127,17 +129,21 @@ def test_what_must_stay_stays_wherever_that_can_be(roughly, model, data):
 
 
 @EXAMPLES
-@given(models(most=8), st.data())
-def test_a_decision_is_explained_by_what_other_pools_would_cost(model, data):
-    task = data.draw(st.integers(0, len(model.inputs) - 1))
+@given(models(most=12, priced=False))
+def test_a_decision_is_explained_by_what_would_cross_in_other_pools(model):
     pools = assign(model)
-    if pools[task] == FREE:
-        return
-    explained = candidates(model, pools, task)
-    for pool in range(len(model.pools)):
-        moved = [*pools[:task], pool, *pools[task + 1 :]]
-        difference = explained[pool] - explained[pools[task]]
-        assert cost(model, moved) - cost(model, pools) == pytest.approx(difference)
+    kinds = list(dict.fromkeys(zip(model.layers, pools, strict=True)))
+    step_of = [kinds.index(kind) for kind in zip(model.layers, pools, strict=True)]
+    names = [*model.pools, ANYWHERE]
+    steps = [Step(str(layer), (), names[pool], 0, 0, "task", output=False) for layer, pool in kinds]
+    placed = Placed(list(range(len(pools))), list(map(str, model.layers)), [], model, pools)
+    for number, choices in enumerate(would_cross(placed, steps, step_of, ())):
+        here = dict(choices).get(steps[number].pool)
+        assert (here is None) == (steps[number].pool == ANYWHERE)
+        for name, nbytes in choices:
+            pool = model.pools.index(name)
+            moved = [pool if step == number else before for step, before in zip(step_of, pools, strict=True)]
+            assert cost(model, moved) - cost(model, pools) == nbytes - here
 
 
 def test_a_result_costs_once_for_each_pool_that_reads_it():

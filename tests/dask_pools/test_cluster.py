@@ -136,6 +136,7 @@ def test_workers_get_resources_environment_and_a_command_around_them_as_well() -
 
 def test_scale_changes_one_pool_and_leaves_the_other(small: LocalPools) -> None:
     small.scale("ecmwf", 2)
+    assert small.wanted("ecmwf") == 2
     assert eventually(lambda: small.pools == {"ecmwf": ["ecmwf-0", "ecmwf-1"], "eumetsat": []})
     small.scale(ecmwf=1)
     assert eventually(lambda: small.pools == {"ecmwf": ["ecmwf-0"], "eumetsat": []})

@@ -73,6 +73,24 @@ def test_what_crosses_is_told_by_pair_with_variable_and_operations(a, b):
     assert plan.exact
 
 
+def test_why_a_step_is_where_it_is(a, b):
+    mean, row = a.mean(0), b[0]
+    plan = explain(mean - row)
+    (sub,) = [step for step in plan.steps if step.operation == "sub"]
+    (other,) = {"ecmwf", "eumetsat"} - {sub.pool}
+    assert sub.would_cross == ((sub.pool, 8000), (other, 16000))
+    assert plan.why("sub").splitlines()[1:] == [
+        f"sub observed, temperature      1  {sub.pool}  7.81 kiB would cross, 15.62 kiB in {other}"
+    ]
+    assert len(plan.why().splitlines()) == 1 + len(plan.steps)
+    assert all(step.reason == "the data are there" for step in plan.steps if step.kind == "read")
+    with pytest.raises(ValueError, match=r"'add'.*There are: .*sub observed, temperature"):
+        plan.why("add")
+    with pool(other):
+        moved = explain(mean - row)
+    assert "pinned" in moved.why("sub")
+
+
 @pytest.mark.parametrize(("reduce", "partials"), [("sum", 8), ("mean", 16), ("max", 8)])
 def test_of_a_reduction_over_two_sites_only_partial_results_cross(client, a, b, reduce, partials):
     together = getattr(da.concatenate([a, b]), reduce)()

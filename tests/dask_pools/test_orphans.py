@@ -127,12 +127,16 @@ def test_a_cluster_whose_process_was_killed_is_taken_over_with_its_workers_and_r
         with pytest.raises(NoOrphanError, match="No cluster of yours"):
             adopt()
         killed(owner)
-        assert [orphan.scheduler for orphan in orphans()] == [address]
+        [orphan] = orphans()
+        assert orphan.scheduler == address
+        used = replace(orphan.pools["here"], hours=5.0)
+        write(replace(orphan, pools={**orphan.pools, "here": used}))
         # Local workers end with the process that started them.
         assert gone(before["here"])
         with adopt(silence_logs=False) as cluster:
             assert cluster.scheduler_address == address
             assert not orphans()
+            assert cluster._reports()["here"].hours >= 5
             after = {pool: pid_in(client, pool) for pool in before}
             assert {pool for pool in before if before[pool] == after[pool]} == {"ecmwf", "eumetsat"}
             assert held.result() == "HELD"
@@ -145,7 +149,7 @@ def test_a_cluster_whose_process_was_killed_is_taken_over_with_its_workers_and_r
             # Written down as soon as the launcher has started it, a moment after it has joined.
             assert eventually(lambda: {*next(records()).workers} == {"ecmwf-0", "ecmwf-1"})
             [record] = records()
-            assert record.pools["here"] == PoolWish(1)
+            assert record.pools["here"].wanted == 1
             scheduler = record.scheduler_process
             assert scheduler is not None
         assert gone(scheduler.pid, before["ecmwf"], after["here"])
@@ -197,6 +201,10 @@ def test_a_process_with_the_number_of_one_that_ended_is_left_alone(tmp_path: Pat
             write(a_record(tmp_path, owner=earlier, scheduler_process=earlier, workers=workers))
             with pytest.raises(NoOrphanError, match=r"has ended as well.*down --all.*dask pools up "):
                 adopt()
+            with pytest.raises(NoOrphanError, match=r"None .* is at tcp://x:1\. Those that have: tcp://127"):
+                adopt("tcp://x:1")
+            told = CliRunner().invoke(cli.pools, ["down"]).output
+            assert "there is one whose process has died: `dask pools adopt`" in told
             result = CliRunner().invoke(cli.pools, ["down", "--all"])
             assert result.exit_code == 0, result.output
             assert there.lives

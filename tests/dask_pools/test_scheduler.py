@@ -46,6 +46,22 @@ def test_delayed_built_in_a_pool_runs_there_also_when_computed_in_another(client
         assert task.compute() == "ecmwf"
 
 
+def test_work_stays_in_its_pool_while_idle_workers_elsewhere_steal_what_is_free(client):
+    def work(_: int, source: bytes) -> str:
+        time.sleep(0.05)  # long enough for Dask to think it worth a move
+        return where()
+
+    with pool("ecmwf"):
+        source = client.submit(bytes, 1000, pure=False)
+        client.gather(client.map(work, range(4), source=source, pure=False))  # tells Dask how long they take
+        pinned = client.map(work, range(40), source=source, pure=False)
+    # The backstop would pin what reads a pinned result: these begin with one of nobody.
+    start = client.submit(bytes, 1000, pure=False)
+    free = client.map(work, range(40), source=start, pure=False)
+    assert set(client.gather(pinned)) == {"ecmwf"}
+    assert "eumetsat" in client.gather(free)
+
+
 def test_a_pin_does_not_limit_how_many_tasks_run_at_once(tmp_path):
     def meet(_: int) -> int:
         # The barrier belongs to the worker, where all four tasks find it.
@@ -102,7 +118,7 @@ def test_a_task_that_dask_fused_from_two_pools_is_refused_by_name(client):
         for name in ("ecmwf", "eumetsat")
     )
     fused = stock((x + y).dask, list(flatten((x + y).__dask_keys__())))
-    with pytest.raises(MixedPoolsError, match="'ecmwf', 'eumetsat'"):
+    with pytest.raises(MixedPoolsError, match="lies in several pools: 'ecmwf', 'eumetsat'"):
         client.get(fused, list(flatten((x + y).__dask_keys__())))
 
 

@@ -15,7 +15,7 @@ from distributed import Client, wait
 from scripted import Scripted, cluster_of
 
 from dask_pools import PoolUnavailableError, pool
-from dask_pools.cluster import PoolCluster, PoolSpec, pool_cluster
+from dask_pools.cluster import PoolCluster, PoolSpec, pool_cluster, standing
 from dask_pools.provision import ensure_workers
 from dask_pools.scheduler import TOPIC, PoolsPlugin
 from leftovers import eventually
@@ -78,7 +78,7 @@ def test_a_worker_that_comes_after_its_request_was_withdrawn_is_sent_home():
 
 
 def test_of_several_workers_those_that_failed_are_tried_again(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pool_cluster, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(standing, "LONGEST_PAUSE", 0.1)
     launcher = Scripted("", "refuse no node", "", "refuse no node")
     with cluster_of(ecmwf=PoolSpec(launcher, workers=3)) as cluster:
         assert eventually(lambda: len(cluster.pools["ecmwf"]) == 3)
@@ -88,14 +88,14 @@ def test_of_several_workers_those_that_failed_are_tried_again(monkeypatch: pytes
 def test_a_launcher_that_keeps_failing_makes_the_pool_failed_until_somebody_asks(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(pool_cluster, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(standing, "LONGEST_PAUSE", 0.1)
     launcher = Scripted("", *["refuse Quota of 1 node exceeded (QOS)"] * 50)
     with cluster_of(ecmwf=PoolSpec(launcher, workers=1)) as cluster:
         cluster.scale("ecmwf", 2)
         assert eventually(lambda: "failed: " in repr(cluster))
         assert "OSError: Quota of 1 node exceeded (QOS)" in repr(cluster)
         attempts = len(launcher.asked)
-        assert attempts == 1 + pool_cluster.ATTEMPTS
+        assert attempts == 1 + standing.ATTEMPTS
         # What is there goes on working, and nothing is tried while it does.
         assert numbers("ecmwf", 20, 0.1).sum().compute() == 190
         assert len(launcher.asked) == attempts
@@ -155,6 +155,60 @@ def test_workers_whose_time_is_up_in_the_middle_of_a_calculation_are_replaced_an
         assert eventually(lambda: len(launcher.asked) == 4 and len(cluster.pools["ecmwf"]) == 2)
 
 
+def test_a_worker_whose_time_is_up_gives_its_results_to_its_own_pool():
+    launcher = Scripted()
+    pools = {"ecmwf": PoolSpec(launcher, workers=2), "eumetsat": PoolSpec(Scripted(), workers=1)}
+    with cluster_of(**pools) as cluster, cluster.get_client() as client:
+        held = numbers("ecmwf", 20, 0.01).persist()
+        wait(held)
+        leaving = launcher.launched[0].worker
+        assert leaving is not None
+        assert leaving.data
+        cluster.sync(leaving.close_gracefully)  # as its --lifetime would have it do
+        kept = [task for task in cluster.scheduler.tasks.values() if task.state == "memory"]
+        assert len(kept) >= 20  # nothing has to be computed again
+        holders = {holder.name for task in kept for holder in task.who_has or ()}
+        assert all(str(name).startswith("ecmwf-") for name in holders)
+        assert leaving.name not in holders
+        # Nor are there others where somebody else says who goes.
+        assert eventually(lambda: len(cluster.pools["ecmwf"]) == 2)
+        client.retire_workers(names=["ecmwf-1"])
+        kept = [task for task in cluster.scheduler.tasks.values() if task.state == "memory"]
+        assert len(kept) >= 20
+        assert "eumetsat-0" not in {holder.name for task in kept for holder in task.who_has or ()}
+
+
+def test_whatever_a_launcher_does_the_result_is_right_and_every_worker_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(standing, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(standing, "ATTEMPTS", 50)  # so many faults at once would be the end of the pool
+    launcher = Scripted("", "hang", "queue", "pool dwd", "refuse no node", "lifetime 1s")
+    pools = {
+        "ecmwf": PoolSpec(launcher, workers=1, timeout=5),
+        "eumetsat": PoolSpec(Scripted(), workers=1),
+    }
+    with cluster_of(**pools) as cluster, cluster.get_client() as client:
+        total = client.compute((numbers("ecmwf", 80, 0.05) + numbers("eumetsat", 80)).sum())
+        cluster.scale("ecmwf", 6)
+        assert eventually(lambda: not launcher.script)
+        assert total.result(timeout=60) == 6320
+        assert eventually(lambda: len(cluster.pools["ecmwf"]) == 6)
+        [late] = launcher.queued
+        assert late not in cluster.pools["ecmwf"]
+        unwanted = cluster.sync(launcher.deliver, late)
+        assert eventually(lambda: unwanted.status.name == "closed")
+
+        def counted() -> bool:
+            living = {one.worker.name for one in launcher.launched if one.worker and one.runs}
+            there = {worker.name for worker in cluster.scheduler.workers.values()}
+            return living == set(cluster.pools["ecmwf"]) and there == set(cluster.worker_spec)
+
+        assert eventually(counted)
+        assert len(cluster.pools["ecmwf"]) == 6
+        assert launcher.cancelled == 1
+
+
 def test_two_clients_that_ask_at_once_are_one_request():
     launcher = Scripted(delay=0.5)
     with cluster_of(ecmwf=PoolSpec(launcher, workers=0)) as cluster:
@@ -206,22 +260,30 @@ def test_tasks_that_may_run_anywhere_wake_a_pool_where_all_are_asleep():
 
 
 def test_a_pool_adapts_from_none_to_some_to_none_and_loses_no_result():
+    GO.clear()
     launcher = Scripted()
     pools = {"ecmwf": PoolSpec(launcher, workers=0), "eumetsat": PoolSpec(Scripted(), workers=1)}
     with cluster_of(**pools) as cluster, cluster.get_client() as client:
         cluster.adapt("ecmwf", maximum=3, target_duration="100ms", idle="1s")
         assert "adapts from 0 to 3" in repr(cluster)
-        held = numbers("ecmwf", 40, 0.1).persist()
+        with pool("ecmwf"):
+            held = [client.submit(when_told, number) for number in range(40)]
         assert eventually(lambda: len(cluster.pools["ecmwf"]) == 3)
-        wait(held)
+        # All have been busy since they came, so none can have gone: each was asked for once.
+        assert launcher.asked == ["ecmwf-0", "ecmwf-1", "ecmwf-2"]
+        # From here on one is enough, however slow this machine is.
+        cluster.adapt("ecmwf", maximum=3, target_duration="1 h", idle="1s")
+        GO.set()
+        assert client.gather(held) == list(range(40))
         # One is left, which holds everything: nothing was moved to the other pool to save it.
         assert eventually(lambda: len(cluster.pools["ecmwf"]) == 1)
-        (last,) = cluster.pools["ecmwf"]
+        [last] = cluster.pools["ecmwf"]
         holders = {w.name for t in cluster.scheduler.tasks.values() for w in t.who_has or ()}
         assert holders == {last}
-        # On a slow machine that may be work enough for others to come.
-        assert client.compute(held.sum()).result() == 780
-        assert last in cluster.pools["ecmwf"]
+        with pool("ecmwf"):
+            assert client.submit(sum, held).result() == 780
+        assert cluster.pools["ecmwf"] == [last]
+        assert len(launcher.asked) == 3
         del held
         assert eventually(lambda: cluster.pools["ecmwf"] == [])
         assert cluster.pools["eumetsat"] == ["eumetsat-0"]
@@ -264,6 +326,12 @@ def test_adapt_checks_its_bounds():
             cluster.adapt("ecwmf")
         with pytest.raises(ValueError, match="maximum of 1"):
             cluster.adapt("ecmwf", minimum=2, maximum=1)
+        with pytest.raises(ValueError, match="target_duration='0 s': nothing is done in no time"):
+            cluster.adapt("ecmwf", target_duration="0 s")
+        with pytest.raises(TypeError, match=r"cluster\.adapt\('ecmwf', minimum=0, maximum=4\)"):
+            cluster.adapt(0, 4)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="Pool 'ecmwf' is 2; give a PoolSpec"):
+        PoolCluster({"ecmwf": 2})  # type: ignore[dict-item]
 
 
 def test_logs_of_a_pool_are_by_worker():

@@ -28,6 +28,7 @@ data_centres:
       minimum: 1
       maximum: 8
       provision: ask
+      askers: [alice, bob]
       max_hours: 2.5
       timeout: 5 min
       idle: 90 s
@@ -52,6 +53,7 @@ def test_a_data_centre_that_says_how_to_get_workers_becomes_a_pool():
             minimum=1,
             maximum=8,
             provision="ask",
+            askers=("alice", "bob"),
             max_hours=2.5,
             timeout=300,
             idle=90,
@@ -78,6 +80,7 @@ def test_a_data_centre_that_says_how_to_get_workers_becomes_a_pool():
         ("{launcher: local, env: {'A=B': x}}", r"workers.env.A=B: no environment variable can be called so"),
         ("{launcher: local, resources: {pool-b: 1}}", r"resources.pool-b: .* are those of pools; leave it"),
         ("{launcher: local, provision: no}", r"provision should be 'auto', 'ask' or 'never', not False"),
+        ("{launcher: local, askers: alice}", r"workers.askers should be a list, not 'alice'"),
         ("{launcher: local, timeout: 2 moons}", r"workers.timeout: '2 moons' is no time; write one as in 90"),
         ("{launcher: local, idle: -1}", r"workers.idle should be greater than 0, not -1"),
         ("{launcher: local, max_hours: .inf}", r"workers.max_hours should be a finite number"),

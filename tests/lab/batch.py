@@ -13,9 +13,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 __all__ = ["FORBIDDEN", "QUOTA", "ROOT", "Slurm", "start_slurm"]
 
@@ -77,14 +79,14 @@ end
 
 _APART = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
 
-# Each in the foreground: what they are started by waits for all.
+# Each in the foreground: what they are started by waits for all. A node that has crashed starts again.
 _KEEP = """
 mount -t tmpfs tmpfs /run && mkdir -p /run/munge && mount -t tmpfs tmpfs "$2"
 munged --foreground --force --num-threads 2 --socket "$1/munge.socket" --key-file "$1/munge.key" \
     --pid-file /run/munge/munged.pid --log-file "$1/munge.log" --seed-file "$1/munge.seed" 2>/dev/null &
 while ! munge --socket "$1/munge.socket" --no-input >/dev/null 2>&1; do sleep 0.05; done
 slurmctld -D -c -f "$1/slurm.conf" >"$1/slurmctld.out" 2>&1 &
-slurmd -D -f "$1/slurm.conf" >"$1/slurmd.out" 2>&1 &
+while :; do slurmd -D -f "$1/slurm.conf" >>"$1/slurmd.out" 2>&1; sleep 0.2; done &
 exec cat
 """
 
@@ -112,6 +114,18 @@ class Slurm:
     def jobs(self, *states: str) -> list[str]:
         """Ids of the jobs in one of these states."""
         return self.run("squeue", "--noheader", "--format=%i", f"--states={','.join(states)}").split()
+
+    def crash_node(self) -> None:
+        """Kill the node's daemon and whatever jobs run there, at once, as a loss of power does."""
+        inside = psutil.Process(self.keeper.pid).children(recursive=True)
+        steps = [process for process in inside if process.name() == "slurmstepd"]
+        jobs = [process for step in steps for process in step.children(recursive=True)]
+        daemons = [process for process in inside if process.name() == "slurmd"]
+        assert daemons
+        assert jobs
+        for process in (*daemons, *steps, *jobs):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def from_outside(self, path: str | Path) -> Path:
         """Where the test can reach what jobs have at an absolute path."""

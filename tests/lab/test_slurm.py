@@ -104,7 +104,7 @@ ENDS: dict[str, tuple[list[str], str]] = {
     "cancelled": (["scancel", "{id}"], r"CANCELLED"),
     # Slurm looks for jobs whose time is over every half minute.
     "time limit": (["scontrol", "update", "JobId={id}", "EndTime=now"], "TIMEOUT (TimeLimit)"),
-    "node lost": (["scontrol", "update", "NodeName=lab", "State=DOWN", "Reason=test"], "NODE_FAIL"),
+    "node drained": (["scontrol", "update", "NodeName=lab", "State=DOWN", "Reason=test"], "NODE_FAIL"),
 }
 
 
@@ -121,11 +121,27 @@ def test_a_job_that_ends_in_the_middle_costs_time_only_and_the_reason_is_slurms(
     ended = asyncio.run_coroutine_threadsafe(worker._launched.ended(), cluster.loop.asyncio_loop)
     slurm.run(*(word.format(id=worker._launched.job_id) for word in command))
     assert reason in ended.result(120)
-    if end == "node lost":
+    if end == "node drained":
         with suppress(RuntimeError):  # it may have come back by itself
             slurm.run("scontrol", "update", "NodeName=lab", "State=RESUME")
     assert result.result(120) == "done"
     assert worker._launched.job_id not in slurm.jobs(*LIVE)
+
+
+def test_a_node_that_crashes_in_the_middle_costs_time_only(
+    slurm: Slurm, cluster: PoolCluster, client: Client, tmp_path: Path
+) -> None:
+    mark = tmp_path / "started"
+    result = client.submit(endless_once(mark), **in_pool("ecmwf"))
+    assert eventually(mark.exists, 120)
+    lost = {worker._launched.job_id for worker in cluster.workers.values()}
+    slurm.crash_node()
+    assert result.result(240) == "done"
+    # Every job that there is belongs to a worker that is counted, and none of them is one of those lost.
+    assert eventually(lambda: not lost & set(slurm.jobs(*LIVE)), 120)
+    counted = {worker._launched.job_id for worker in cluster.workers.values() if worker._launched}
+    assert set(slurm.jobs("RUNNING")) <= counted
+    assert len(cluster.pools["ecmwf"]) == 1
 
 
 def test_what_slurm_says_when_it_refuses_a_job_is_told_word_for_word(slurm: Slurm, described: str) -> None:

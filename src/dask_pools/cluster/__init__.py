@@ -1,6 +1,8 @@
 """Clusters whose workers belong to pools."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dask_pools.lazy_names import lazily
 
 if TYPE_CHECKING:
     from dask_pools.cluster.local_pools import LocalPools
@@ -11,25 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalPools", "MultiSiteCluster", "PoolCluster", "PoolSpec", "adopt", "pool_specs"]
 
-_ROOM = {
-    "LocalPools": "local_pools",
-    "MultiSiteCluster": "multi_site",
-    "PoolCluster": "pool_cluster",
-    "PoolSpec": "pool_spec",
-    "adopt": "orphans",
-    "pool_specs": "pool_spec",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # An agent needs launchers and no cluster; and only who asks for MultiSiteCluster needs what speaks SSH
-    # (intake-pools[sites]).
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"dask_pools.cluster.{_ROOM[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# An agent needs launchers and no cluster; and only who asks for MultiSiteCluster needs what speaks SSH
+# (intake-pools[sites]).
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "LocalPools": "local_pools",
+        "MultiSiteCluster": "multi_site",
+        "PoolCluster": "pool_cluster",
+        "PoolSpec": "pool_spec",
+        "adopt": "orphans",
+        "pool_specs": "pool_spec",
+    },
+)

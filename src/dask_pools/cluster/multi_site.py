@@ -214,8 +214,7 @@ class MultiSiteCluster(PoolCluster):
             logger.warning("Site %s: %s", pool, error)
             self._on_step(pool, f"failed: {error}")
             # Reported until somebody asks for workers of it.
-            self._standings[pool].reason = str(error)
-            self._standings[pool].failed = time.monotonic()
+            self._standings[pool].give_up(str(error), time.monotonic())
         self.scheduler_spec["options"] |= self._network.scheduler()
 
     # Losing

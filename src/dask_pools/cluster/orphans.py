@@ -91,6 +91,9 @@ def _the_one(address: str | None) -> Record:
         If that is none, or cannot be taken over.
     """
     found = orphans(address)
+    if not found and (others := orphans()):
+        known = ", ".join(sorted(one.scheduler for one in others))
+        raise NoOrphanError(f"None that has lost its process is at {address}. Those that have: {known}.")
     if not found:
         raise NoOrphanError("No cluster of yours on this machine has lost its process; `dask pools status`?")
     alive = [one for one in found if one.scheduler_may_live and _lives(one)]

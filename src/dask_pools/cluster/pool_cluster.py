@@ -18,7 +18,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import dask
@@ -36,6 +36,7 @@ from dask_pools.cluster.pool_worker import PoolWorker
 from dask_pools.cluster.process import Process
 from dask_pools.cluster.record import Held, PoolWish, Record, SitesLeft, remove, write
 from dask_pools.cluster.scheduler_process import RunningScheduler, scheduler_spec
+from dask_pools.cluster.standing import Standing
 from dask_pools.cluster.widget import make_widget
 from dask_pools.config import idle_timeout, in_seconds
 from dask_pools.data_centres import DataCentres
@@ -51,17 +52,6 @@ logger = logging.getLogger(__name__)
 # Seconds after which the scheduler answers a question for news when there is none.
 POLL = 0.5
 
-# Seconds for which a failed start is reported. Long enough for everyone who waits to see it; short enough for
-# the next who asks to get a new attempt.
-REPORT_FAILURE = 5.0
-
-# Failures in a row after which a pool is given up, and the longest pause between two attempts, in seconds.
-ATTEMPTS = 4
-LONGEST_PAUSE = 60.0
-
-# Seconds after which failures are forgotten, and a pool that adapts tries anew what was given up.
-FORGET_FAILURES = 300.0
-
 # Seconds that a worker has to last for its loss to be bad luck, no sign that the next will be lost too.
 LASTING = 60.0
 
@@ -71,30 +61,6 @@ _TLS_FILES = (
     "tls_ca_file",
     *(f"tls_{role}_{part}" for role in ("client", "scheduler", "worker") for part in ("cert", "key")),
 )
-
-
-@dataclass
-class _Standing:
-    """What is remembered of a pool besides its workers."""
-
-    failures: int = 0
-    """In a row."""
-    latest: float = 0.0
-    """When something failed last; times are seconds of the monotonic clock."""
-    retry: float = 0.0
-    """When the next attempt may be made."""
-    reason: str | None = None
-    """What failed last."""
-    failed: float | None = None
-    """When it was given up, until somebody asks again."""
-    proven: bool = False
-    """Whether a worker has joined since it was asked for anew."""
-    seconds: float = 0.0
-    """How long its workers have run, added up."""
-    spent: bool = False
-    """Whether it has used up its hours."""
-    bounds: Bounds | None = None
-    """If it adapts, how far."""
 
 
 class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes no type for it
@@ -176,7 +142,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         self._orphan = orphan
         self._owner = orphan.cluster if orphan else f"{type(self).__name__}-{uuid.uuid4()}"
         self._written: Record | None = orphan
-        self._standings = {pool: _Standing() for pool in self._pool_specs}
+        self._standings = {pool: Standing() for pool in self._pool_specs}
         self._supplying: asyncio.Task[None] | None = None
         # Starts and stops under way, and what of them has failed since somebody waited for all.
         self._changes: set[asyncio.Task[None]] = set()
@@ -233,6 +199,17 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
     def pools_of_its_own(self) -> list[str]:
         """Names of the pools that this cluster can start workers for."""
         return list(self._pool_specs)
+
+    def wanted(self, pool: str) -> int:
+        """How many workers a pool of this cluster should have, those that have not joined yet among them.
+
+        Raises
+        ------
+        ValueError
+            If this cluster has no such pool.
+        """
+        self._check_pool(pool)
+        return len(self._planned(pool))
 
     @property
     def failures(self) -> dict[str, str]:
@@ -322,7 +299,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                 raise ValueError(f"Pool {pool!r} can have no workers: {self._standings[pool].reason}.")
         for pool, count in counts.items():
             self._standings[pool].bounds = None
-            self._ask_anew(pool)
+            self._standings[pool].ask_anew()
             # Those that were about to go do so now, or they would still be there if they were to be kept.
             for name in [name for name in self._retiring if self.workers[name].pool == pool]:
                 self.worker_spec.pop(name, None)
@@ -359,9 +336,17 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
 
         Raises
         ------
+        TypeError
+            If what should be a pool's name is a number, as Dask's own clusters have it.
         ValueError
             If this cluster has no such pool, or the numbers do not do.
         """
+        if not all(isinstance(pool, str) for pool in pools):
+            example = next(iter(self._pool_specs), "ecmwf")
+            raise TypeError(
+                "Say which pool is to adapt, and how far by name: "
+                f"cluster.adapt({example!r}, minimum=0, maximum=4). Pools: {self._known()}."
+            )
         bounds = {}
         for pool in pools or self._pool_specs:
             self._check_pool(pool)
@@ -373,14 +358,16 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             check_count(pool, fewest, most)
             unused = idle if idle is not None else spec.idle
             duration = target_duration or dask.config.get("distributed.adaptive.target-duration")
+            if not (target := in_seconds(duration)):
+                raise ValueError(f"target_duration={duration!r}: nothing is done in no time; give it some.")
             bounds[pool] = Bounds(
                 minimum=fewest,
                 maximum=most,
-                target=in_seconds(duration),
+                target=target,
                 idle=idle_timeout() if unused is None else in_seconds(unused),
             )
         for pool, bound in bounds.items():
-            self._ask_anew(pool)
+            self._standings[pool].ask_anew()
             self._standings[pool].bounds = bound
 
     # What they wrote
@@ -609,39 +596,19 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
 
     def _fail(self, pool: str, reason: str, error: PoolUnavailableError | None = None) -> None:
         """Take note that a worker did not start or did not last, and try again later, or give up."""
-        now = time.monotonic()
-        standing = self._standings[pool]
-        if now - standing.latest > FORGET_FAILURES:
-            standing.failures = 0
-        standing.latest = now
-        standing.reason = reason
         logger.warning("Could not start %s.", reason)
         self._tell("failed", pool, why=reason)
-        if now >= standing.retry:
-            # Several workers that fail together are one failure.
-            standing.failures += 1
-            standing.retry = now + min(LONGEST_PAUSE, 2.0 ** (standing.failures - 1))
         others = any(
             worker.pool == pool and name not in self._leaving for name, worker in self.workers.items()
         )
-        if standing.failures < ATTEMPTS and (others or standing.proven):
+        if self._standings[pool].fail(reason, time.monotonic(), others=others):
             self._plan(pool, len(self._planned(pool)) + 1)
             return
-        standing.failed = now
-        standing.proven = False
         for name in self._planned(pool):
             if name not in self.workers:
                 del self.worker_spec[name]
         self._unreported.append(error or PoolUnavailableError(pool, (), f"Starting some failed: {reason}."))
         self._tell("given up", pool, why=reason)
-
-    def _ask_anew(self, pool: str) -> None:
-        """Forget what failed: somebody asks again."""
-        standing = self._standings[pool]
-        if not standing.spent:
-            standing.failures, standing.retry = 0, 0.0
-            standing.failed, standing.reason = None, None
-            standing.proven = False
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
         """Follow workers that come and go; in place of SpecCluster's own, which brings back all at once."""
@@ -708,10 +675,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                 self._replace(worker, f"it did not join within {worker.timeout:g} s")
         for pool, spec in self._pool_specs.items():
             standing = self._standings[pool]
-            if spec.max_hours is not None and standing.seconds > 3600 * spec.max_hours and not standing.spent:
-                standing.spent = True
-                standing.failed = now
-                standing.reason = f"its {spec.max_hours:g} hours of workers are used up (max_hours)"
+            if standing.spend(spec.max_hours, now):
                 self._tell("given up", pool, why=standing.reason)
                 self._plan(pool, 0)
 
@@ -753,7 +717,10 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             },
             pools={
                 pool: PoolWish(
-                    len(self._planned(pool)), None if standing.bounds is None else asdict(standing.bounds)
+                    wanted=len(self._planned(pool)),
+                    adapts=None if standing.bounds is None else asdict(standing.bounds),
+                    # Not to be written down twice a second.
+                    hours=round(standing.seconds / 3600, 2),
                 )
                 for pool, standing in self._standings.items()
             },
@@ -800,6 +767,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         for pool, wish in orphan.pools.items():
             if pool in self._pool_specs:
                 self._standings[pool].bounds = None if wish.adapts is None else Bounds(**wish.adapts)
+                self._standings[pool].seconds = 3600 * wish.hours
                 self._plan(pool, wish.wanted)
 
     async def _keep_supplying(self) -> None:
@@ -811,9 +779,17 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
                 self._write_down()
                 # News may come one upon the other.
                 await asyncio.sleep(0.02)
-            except Exception:
+            except OSError:
                 # The scheduler may be gone, or busy; the cluster stays as it is, and so does the question.
                 logger.debug("Could not ask the scheduler for wanted pools.", exc_info=True)
+                await asyncio.sleep(POLL)
+            except Exception:
+                # One pool's trouble is not to be the end of all; but nobody else would hear of it.
+                logger.log(
+                    logging.ERROR if self._is_served() else logging.DEBUG,
+                    "Could not look after the pools; trying again.",
+                    exc_info=True,
+                )
                 await asyncio.sleep(POLL)
 
     async def _supply(self, patience: float) -> None:
@@ -836,19 +812,12 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             spec, standing = self._pool_specs.get(pool), self._standings.get(pool)
             if spec is None or standing is None or spec.maximum == 0 or self._planned(pool):
                 continue
-            if not self._refuses(pool):
-                self._ask_anew(pool)
+            if not standing.refuses(time.monotonic()):
+                standing.ask_anew()
                 self._plan(pool, max(1, spec.minimum))
         for pool, load in answer["loads"].items():
             if (bounds := self._standings[pool].bounds) is not None:
                 self._adapt(pool, PoolLoad.of(load), bounds)
-
-    def _refuses(self, pool: str) -> bool:
-        """Whether a pool has failed so recently that who asks now is to be told, instead of a new attempt."""
-        standing = self._standings[pool]
-        return standing.failed is not None and (
-            standing.spent or time.monotonic() - standing.failed < REPORT_FAILURE
-        )
 
     def _reports(self) -> dict[str, Supply]:
         """Tell of all pools how they stand. There may be many workers, which are looked at once."""
@@ -870,7 +839,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         }
 
     def _report(self, pool: str, wanted: int, requested: int, starting: int) -> Supply:
-        spec, standing = self._pool_specs[pool], self._standings[pool]
+        spec, standing, now = self._pool_specs[pool], self._standings[pool], time.monotonic()
         return Supply(
             maximum=spec.maximum,
             provision=spec.provision,
@@ -881,8 +850,8 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             requested=requested,
             starting=starting,
             failed=standing.reason if standing.failed is not None else None,
-            failed_for=0.0 if standing.failed is None else time.monotonic() - standing.failed,
-            refuses=self._refuses(pool),
+            failed_for=0.0 if standing.failed is None else now - standing.failed,
+            refuses=standing.refuses(now),
             idle=None if standing.bounds is None else standing.bounds.idle,
             hours=standing.seconds / 3600,
         )
@@ -898,10 +867,10 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         if decision.wanted > len(planned):
             if not planned and spec.provision != "auto":
                 return  # somebody has to ask, or to agree
+            if standing.rests(time.monotonic()):
+                return
             if standing.failed is not None:
-                if standing.spent or time.monotonic() - standing.failed < FORGET_FAILURES:
-                    return
-                self._ask_anew(pool)
+                standing.ask_anew()
             self._plan(pool, decision.wanted)
         for name in [name for name in reversed(planned) if name not in joined][: decision.withdraw]:
             self.worker_spec.pop(name, None)

@@ -68,10 +68,14 @@ def check_spec(pool: str, spec: PoolSpec) -> None:
 
     Raises
     ------
+    TypeError
+        If it is something else.
     ValueError
         Naming the pool, the field and what it may be.
     """
     pins.check_name(pool)
+    if not isinstance(spec, PoolSpec):
+        raise TypeError(f"Pool {pool!r} is {spec!r}; give a PoolSpec, or a data-centres file for all pools.")
     check_count(pool, spec.workers, spec.maximum)
     check_count(pool, spec.minimum, spec.maximum)
     if spec.provision not in get_args(Provision):
@@ -150,6 +154,7 @@ def pool_spec(pool: str, workers: Workers, launcher: Launcher | None = None) -> 
         minimum=workers.minimum,
         maximum=workers.maximum,
         provision=workers.provision,
+        askers=workers.askers,
         max_hours=workers.max_hours,
         timeout=workers.timeout,
         idle=workers.idle,

@@ -33,11 +33,14 @@ class Held:
 
 @dataclass(frozen=True)
 class PoolWish:
-    """How many workers a pool should have."""
+    """What is wanted of a pool, and what it has used."""
 
     wanted: int
+    """How many workers it should have."""
     adapts: dict[str, Any] | None = None
     """How far, if it adapts: fields of `dask_pools.cluster.adapting.Bounds`."""
+    hours: float = 0.0
+    """How long its workers have run, added up."""
 
 
 @dataclass(frozen=True)

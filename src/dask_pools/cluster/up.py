@@ -34,7 +34,7 @@ from dask_pools.cluster.orphans import adopt as take_over
 from dask_pools.cluster.orphans import clean_up
 from dask_pools.cluster.pool_cluster import PoolCluster
 from dask_pools.cluster.progress import Progress
-from dask_pools.cluster.record import records
+from dask_pools.cluster.record import orphans, records
 from dask_pools.cluster.scheduler_process import scheduler_spec
 from dask_pools.errors import PoolsError
 from dask_pools.propagate import connect
@@ -186,7 +186,7 @@ def add(pool: str, count: int, address: str | None) -> None:
         raise click.ClickException(str(error)) from None
     if "error" in answer:
         raise click.ClickException(answer["error"])
-    click.echo(f"{pool}: {answer['wanted']} workers wanted")
+    click.echo(f"{pool}: {answer['wanted']} worker{'' if answer['wanted'] == 1 else 's'} wanted")
 
 
 def client(address: str | None = None, **kwargs: Any) -> Client:
@@ -259,7 +259,7 @@ def _answer(cluster: PoolCluster, question: Mapping[str, Any]) -> dict[str, Any]
         pool = question["pool"]
         if pool not in (pools := cluster.pools_of_its_own):
             raise ValueError(f"There is no pool {pool!r} here. Pools: {', '.join(pools)}.")
-        wanted = len(cluster.pools[pool]) + question["count"]
+        wanted = cluster.wanted(pool) + question["count"]
         cluster.scale(pool, wanted)
         return {"wanted": wanted}
     security = cluster.security
@@ -282,6 +282,11 @@ def _ask(question: Mapping[str, Any], address: str | None) -> dict[str, Any]:
             known = ", ".join(sorted(filter(None, addresses))) or "none"
             raise NothingUpError(f"Say which cluster is meant, by the address of its scheduler: {known}.")
         found = [addresses[address]]
+    if not found and orphans():
+        raise NothingUpError(
+            "No cluster is up here, but there is one whose process has died: `dask pools adopt` takes it "
+            "over, if its scheduler lives, and `dask pools down --all` ends what is left of it."
+        )
     if not found:
         raise NothingUpError("No cluster is up here: dask pools up data-centres.yaml")
     return _ask_one(found[0], question)

@@ -99,34 +99,6 @@ def single(model: Model, pool: int, placed: Sequence[int]) -> list[int]:
     ]
 
 
-def candidates(model: Model, pools: Sequence[int], task: int) -> list[float]:
-    """Explain a decision: what one task would make cross in each of the pools, all others staying put.
-
-    Returns
-    -------
-    list of float
-        For each pool the cost of the results that the task reads and of its own.
-    """
-    near = {task, *model.inputs[task]}
-    readers: dict[int, set[int]] = {source: set() for source in near}
-    for reader, inputs in enumerate(model.inputs):
-        for source in near.intersection(inputs):
-            readers[source].add(reader)
-
-    def total(pool: int) -> float:
-        placed = {other: pools[other] for found in readers.values() for other in found}
-        placed.update((source, pools[source]) for source in near)
-        placed[task] = pool
-        return sum(
-            model.nbytes[source] * _price(model.costs, placed[source], target)
-            for source in near
-            for target in {placed[reader] for reader in readers[source]}
-            if FREE not in (target, placed[source])
-        )
-
-    return [total(pool) for pool in range(len(model.pools))]
-
-
 def lower_bound(model: Model) -> float:
     """Cost that no placement is below: with two pools, and for models that contract away, the least there is.
 

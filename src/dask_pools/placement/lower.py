@@ -12,6 +12,7 @@ import gc
 import logging
 import math
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -784,6 +785,7 @@ def _fuse_chains(
     tasks: Graph, kept: set[Key], pools: dict[Key, str | None], annotations: dict[Key, dict[str, Any]]
 ) -> Graph:
     """Fuse chains of tasks that do not go on from those `kept`; adds them to `pools` and `annotations`."""
+    kept = kept | _named_twice(tasks)
     fused: Graph = dict(dask_internals.fuse_linear_task_spec(tasks, keys=kept))
     for key, task in fused.items():
         if key in pools and not annotations:
@@ -795,6 +797,23 @@ def _fuse_chains(
         if several := [annotations[member] for member in members if member in annotations]:
             annotations[key] = dask_internals.merge_annotations(several)
     return fused
+
+
+def _named_twice(tasks: Graph) -> set[Key]:
+    """Tasks that are fused with nothing but another name of theirs: as many tasks are left, and larger ones.
+
+    Dask gives what it fuses a name of its own and leaves an alias behind, so that a chunk which several read
+    after `concatenate` would become a task around a task and its alias, and an alias of that.
+    """
+    aliases = {key: task.target for key, task in tasks.items() if type(task) is dask_internals.Alias}
+    if not aliases:
+        return set()
+    readers = Counter(source for task in tasks.values() for source in task.dependencies if source in aliases)
+    return {
+        target
+        for key, target in aliases.items()
+        if readers[key] != 1 and target in tasks and len(tasks[target].dependencies) != 1
+    }
 
 
 def _threads_of_workers(pools: Iterable[str]) -> dict[str, list[int]]:

@@ -78,9 +78,14 @@ class Step:
     tasks, bytes : int
         How many, and the size of their results.
     kind : str
-        ``"read"``, ``"held"`` (results that are there already), ``"gather"`` or ``"task"``.
+        ``"read"``, also where that is fused with what is done first; ``"held"`` (results that are there
+        already), ``"gather"`` or ``"task"``.
     output : bool
         Whether the client gets results of theirs.
+    would_cross : tuple of (str, int)
+        For each pool that comes into question the bytes of what they read and of their own results that would
+        cross were all of them there and everything else where it is; the fewest first. Empty for tasks that
+        were not to be placed: what reads, what is there already, what a `pool` block pins.
     """
 
     operation: str
@@ -90,11 +95,27 @@ class Step:
     bytes: int
     kind: str
     output: bool
+    would_cross: tuple[tuple[str, int], ...] = ()
 
     @property
     def label(self) -> str:
         """Operation and variables, in words."""
         return GATHER if self.kind == "gather" else _words(self.operation, self.variables)
+
+    @property
+    def reason(self) -> str:
+        """Why they are where they are, in words."""
+        if self.kind in ("read", "held"):
+            return "the data are there" if self.kind == "read" else "held there already"
+        if self.pool == ANYWHERE:
+            return "nothing ties them to a pool"
+        if not self.would_cross:
+            return "pinned"
+        here = dict(self.would_cross)[self.pool]
+        others = [f"{format_bytes(n)} in {pool}" for pool, n in self.would_cross if pool != self.pool]
+        if not others:
+            return "all that they read and all that reads them is there"
+        return f"{format_bytes(here)} would cross, {', '.join(others)}"
 
 
 @dataclass(frozen=True)
@@ -227,6 +248,33 @@ class Plan:
         """Whether an edge leads from one pool to another."""
         source, target = self.steps[edge.source].pool, self.steps[edge.target].pool
         return source != target and ANYWHERE not in (source, target)
+
+    def why(self, operation: str | None = None) -> str:
+        """Say why tasks are where they are: what would cross if they were in another pool.
+
+        Where bytes have prices (``costs`` of the data-centres file), the cheapest counts and not the fewest.
+
+        Parameters
+        ----------
+        operation : str, optional
+            Tell only of the steps of this operation, such as ``"sub"``.
+
+        Returns
+        -------
+        str
+            A table to print, a line for each step.
+
+        Raises
+        ------
+        ValueError
+            If there is no such operation; the message lists those there are.
+        """
+        steps = [step for step in self.steps if operation in (None, step.operation, step.label)]
+        if not steps and operation is not None:
+            known = sorted({step.label for step in self.steps})
+            raise ValueError(f"No step of this plan is {operation!r}. There are: {', '.join(known)}.")
+        rows = [(step.label, str(step.tasks), step.pool, step.reason) for step in steps]
+        return "\n".join(_table(("of", "tasks", "in", "because"), rows, left=1, left_again=(2, 3)))
 
     @property
     def over_budget(self) -> bool:
@@ -399,6 +447,8 @@ def summarise(
     pools = [*model.pools, ANYWHERE]  # FREE, which is -1, is the last of them
     held = _held(placed, source)
     steps, step_of = _steps(placed, pools, _variables(placed, layers, held), held)
+    choices = would_cross(placed, steps, step_of, _pinned(placed, source))
+    steps = [replace(step, would_cross=choice) for step, choice in zip(steps, choices, strict=True)]
     edges, at_most = _edges(placed, pools, step_of, workers or {})
     read = _bytes_read(placed, layers, source, {placed.keys[task] for task in held})
     shares = {pool: PoolShare(pool) for pool in model.pools}
@@ -515,10 +565,11 @@ def _steps(
     for task, name in enumerate(names):
         operation = "held" if task in held else _operation(name)
         kind = "held" if task in held else "gather" if is_gathering(name) else "task"
-        if pins.label_of_name(name) and not placed.model.inputs[task]:
-            kind, operation = "read", "read"
         pool = placed.pools[task]
         label = tuple(sorted(variables[task]))
+        if kind == "task" and label and not placed.model.inputs[task]:
+            # By itself, or fused with what is done first, of which the layer then has the name.
+            kind, operation = "read", "read" if pins.label_of_name(name) else operation
         identity = (kind, operation, label, pool) if many else (name, label, pool)
         number = numbers.setdefault(identity, len(numbers))
         if number == len(about):
@@ -535,6 +586,64 @@ def _steps(
         for n, (operation, label, pool, kind) in enumerate(about)
     ]
     return steps, step_of
+
+
+def _pinned(placed: Placed, source: Mapping[str, Any]) -> frozenset[str]:
+    """Layers that a user has pinned, in whole or in part."""
+    names = source.keys() & set(placed.layers)
+    return frozenset(name for name in names if pins.pools_of_layer(source[name], name))
+
+
+def would_cross(
+    placed: Placed, steps: Sequence[Step], step_of: Sequence[int], pinned: Container[str]
+) -> list[tuple[tuple[str, int], ...]]:
+    """For each step what its results and what it reads would make cross, by the pool it might be in.
+
+    All tasks of a step are in one pool, so what crosses can be told of steps instead of tasks.
+
+    Parameters
+    ----------
+    placed : Placed
+    steps : sequence of Step
+    step_of : sequence of int
+        For each task its step.
+    pinned : container of str
+        Layers of which nothing is told.
+    """
+    model = placed.model
+    fixed = {step for step, layer in zip(step_of, placed.layers, strict=True) if layer in pinned}
+    fixed.update(n for n, step in enumerate(steps) if step.kind in ("read", "held") or step.pool == ANYWHERE)
+    readers: list[set[int]] = [set() for _ in model.inputs]
+    for task, inputs in enumerate(model.inputs):
+        for result in inputs:
+            readers[result].add(step_of[task])
+    nets: defaultdict[tuple[int, frozenset[int]], float] = defaultdict(float)
+    for result, of_result in enumerate(readers):
+        if of_result - {step_of[result]}:
+            nets[step_of[result], frozenset(of_result)] += model.nbytes[result]
+    near: list[list[tuple[int, frozenset[int], float]]] = [[] for _ in steps]
+    for (home, of_net), nbytes in nets.items():
+        for step in {home, *of_net} - fixed:
+            near[step].append((home, of_net, nbytes))
+    where = [step.pool for step in steps]
+
+    def crossing(step: int, pool: str) -> float:
+        def at(other: int) -> str:
+            return pool if other == step else where[other]
+
+        return sum(
+            nbytes * len({at(reader) for reader in of_net} - {at(home), ANYWHERE})
+            for home, of_net, nbytes in near[step]
+            if at(home) != ANYWHERE
+        )
+
+    found: list[tuple[tuple[str, int], ...]] = []
+    for step in range(len(steps)):
+        beside = {where[other] for home, of_net, _ in near[step] for other in (home, *of_net)}
+        pools = set() if step in fixed else {where[step], *beside} - {ANYWHERE}
+        choice = [(pool, round(crossing(step, pool))) for pool in pools]
+        found.append(tuple(sorted(choice, key=lambda one: (one[1], one[0]))))
+    return found
 
 
 def _operation(layer: str) -> str:
