@@ -411,12 +411,12 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             Those retired, by address.
         """
         scheduler = self.scheduler
-        if workers is None and names is None:
-            workers = scheduler.workers_to_close(**choice)
-        wanted = {*(workers or ()), *map(str, names or ())}
-        found = [
-            one for one in scheduler.workers.values() if not wanted.isdisjoint((one.address, str(one.name)))
-        ]
+        if names is not None:
+            chosen = set(map(str, names))
+            found = [one for one in scheduler.workers.values() if str(one.name) in chosen]
+        else:
+            chosen = set(scheduler.workers_to_close(**choice) if workers is None else workers)
+            found = [one for one in scheduler.workers.values() if one.address in chosen]
         identities = {one.address: one.identity() for one in found}
         others: list[str] = []
         of_pools: defaultdict[str, dict[str, str]] = defaultdict(dict)

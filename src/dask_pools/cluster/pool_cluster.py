@@ -96,6 +96,8 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
     ------
     DataCentresError
         If the data-centres file is wrong, or says nothing about workers.
+    TypeError
+        If a pool is no `PoolSpec`.
     ValueError
         If a name or a number does not do.
     PoolUnavailableError
