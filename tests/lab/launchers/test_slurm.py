@@ -112,13 +112,17 @@ def test_a_node_that_crashes_in_the_middle_costs_time_only(
     result = client.submit(endless_once(mark), **in_pool("ecmwf"))
     assert eventually(mark.exists, 120)
     lost = {worker._launched.job_id for worker in cluster.workers.values()}
+    wanted = {pool: cluster.wanted(pool) for pool in cluster.pools}
     slurm.crash_node()
     assert result.result(240) == "done"
     # Every job that there is belongs to a worker that is counted, and none of them is one of those lost.
     assert eventually(lambda: not lost & set(slurm.jobs(*LIVE)), 120)
-    counted = {worker._launched.job_id for worker in cluster.workers.values() if worker._launched}
-    assert set(slurm.jobs("RUNNING")) <= counted
-    assert len(cluster.pools["ecmwf"]) == 1
+
+    def counted() -> set[str]:
+        return {worker._launched.job_id for worker in list(cluster.workers.values()) if worker._launched}
+
+    assert eventually(lambda: set(slurm.jobs("RUNNING")) == counted())
+    assert eventually(lambda: {pool: len(names) for pool, names in cluster.pools.items()} == wanted)
 
 
 def test_what_slurm_says_when_it_refuses_a_job_is_told_word_for_word(slurm: Slurm, described: str) -> None:
