@@ -38,6 +38,7 @@ from dask_pools.cluster import LocalPools
 from dask_pools.pins import source_name
 from dask_pools.placement import lower
 from dask_pools.placement.assign import assign, by_layer, look_back
+from dask_pools.placement.layers import read_layers
 from dask_pools.placement.model import FREE, Model, cost
 
 WANTED = {"mean": 1.05, "worst": 1.25}
@@ -169,8 +170,8 @@ def models_of(program: Callable[[], Any]) -> tuple[Model, Model]:
     except Captured as captured:
         graph, keys = captured.args
     kind = lower.DELAYED if isinstance(result, Delayed) else lower.ARRAY
-    ours = lower.read(graph)
-    whole = lower.read(graph)
+    ours = read_layers(graph)
+    whole = read_layers(graph)
     assert ours is not None
     assert whole is not None
     pinned = {name: pins.pools_of_layer(layer, name) for name, layer in graph.layers.items()}

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from dask_pools.cluster.launchers import docker
 from dask_pools.errors import MeshError
 from dask_pools.mesh import host, rootless, wireguard
 from dask_pools.mesh.host import HostMesh, Offer
@@ -111,8 +112,9 @@ def _of_plans(directory: Path) -> Iterator[Provocation]:
     yield lambda: mesh.update(ROUTER, [], {"client": "no key"})
     yield lambda: mesh.add_address(IPv6Address("2001:db8::1"))
     own = PLAN.worker("ecmwf", 0)
-    admit = partial(mesh.admit, OFFER, own)
-    yield under(admit, (mesh, "_look", lambda: None))
+    yield partial(mesh.hand_over, own, 2**22)  # there are no such numbers
+    yield partial(mesh.hand_over, own, os.getpid())
+    yield lambda: docker._first_process("no-such-container")
     yield from (_silent(site, offers, directory) for site in PLAN for offers in ([], [OFFER, OFFER_OF_ECMWF]))
 
 

@@ -175,6 +175,12 @@ def open_catalog(
     """
     from intake_pools.intake1 import open_catalogue_at
 
+    for one in url if isinstance(url, list | tuple) and url else [url]:
+        if not isinstance(one, str | os.PathLike) or not os.fspath(one):
+            raise EntryError(
+                f"The catalogue given is {one!r:.80}; give the path or URL of its file, a pattern such as "
+                "cats/*.yaml, or a list of them."
+            )
     known = None if data_centres is None else rules.load(data_centres)
     options = dict(storage_options) if storage_options else None
     names = (

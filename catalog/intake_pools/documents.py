@@ -262,6 +262,7 @@ def read_text(url: str, storage_options: dict[str, Any] | None = None) -> str:
     """
     import fsspec
 
+    from intake_pools.filesystems import cause_of
     from intake_pools.urls import public_url
 
     try:
@@ -269,5 +270,7 @@ def read_text(url: str, storage_options: dict[str, Any] | None = None) -> str:
             content: bytes = file.read()
         return content.decode("utf-8-sig")
     except Exception as error:  # whatever the file system of a URL raises
-        reason = getattr(error, "strerror", None) or public_url(str(error)) or type(error).__name__
+        # fsspec takes every failure of a web server for a missing file, and names only that.
+        cause = cause_of(error)
+        reason = getattr(cause, "strerror", None) or public_url(str(cause)) or type(cause).__name__
         raise EntryError(f"The catalogue {public_url(url)} cannot be read: {reason}.") from None

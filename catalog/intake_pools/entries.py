@@ -237,7 +237,7 @@ def _copy_of(said: Mapping[str, Any], name: str | None, data_centres: Any) -> En
 
 def _in_one_place(said: Mapping[str, Any], name: str | None, data_centres: Any) -> Iterator[Entry]:
     """Make an entry of every stretch of the URLs that lives in one data centre."""
-    urls = _urls(said["urlpath"])
+    urls = _urls(said["urlpath"], name or "an entry")
     said_name = name
     name = name or _last_part(urls[0])
     options = dict(_mapping(said["storage_options"], "storage_options", name))
@@ -352,13 +352,15 @@ def _residency(given: Any, name: str, data_centre: str, data_centres: Any) -> st
     return "stay" if given == "stay" else None
 
 
-def _urls(urlpath: Any) -> tuple[str, ...]:
+def _urls(urlpath: Any, name: str) -> tuple[str, ...]:
     several = list(urlpath) if isinstance(urlpath, list | tuple) else [urlpath]
     for one in several:
         if not isinstance(one, str | os.PathLike) or not os.fspath(one):
-            raise EntryError(f"urlpath has {one!r}; it should be a path or URL, or a list of them.")
+            raise EntryError(
+                f"urlpath of {name} has {one!r:.80}; it should be a path or URL, or a list of them."
+            )
     if not several:
-        raise EntryError("urlpath is an empty list; it should have at least one path or URL.")
+        raise EntryError(f"urlpath of {name} is an empty list; it should have at least one path or URL.")
     return tuple(_tidy(str(os.fspath(one))) for one in several)
 
 

@@ -91,6 +91,8 @@ class PooledCatalog(LocatedEntries):
 
     name = "pooled_catalog"
     container = "catalog"
+    enclosing: PooledCatalog | None = None
+    """The catalogue that it is an entry of."""
 
     def __init__(
         self,
@@ -158,7 +160,7 @@ class PooledCatalog(LocatedEntries):
         if sources is None and "sources" in data:
             sources = {}
         if not isinstance(sources, Mapping):
-            found = "is missing" if "sources" not in data else f"is a {type(sources).__name__}"
+            found = "is missing" if "sources" not in data else f"is of type {type(sources).__name__}"
             raise EntryError(
                 f"{shown} is not an Intake catalogue: `sources:` {found}; it should be a mapping of names to "
                 "entries."
@@ -184,7 +186,7 @@ class PooledCatalog(LocatedEntries):
         return name.replace(".", "_")
 
     def known_data_centres(self) -> DataCentres | None:
-        """Rules for its entries: those it was opened with, else those that it names.
+        """Rules for its entries: those it was opened with or names, else those of the one it is nested in.
 
         Raises
         ------
@@ -195,7 +197,10 @@ class PooledCatalog(LocatedEntries):
 
         if self._rules is None and self._named_rules is None:
             self._named_rules = named_rules(self.metadata, self.directory, self.path)
-        return rules_of(self._rules or self._named_rules)
+        known = self._rules or self._named_rules
+        if known is None and self.enclosing is not None:
+            return self.enclosing.known_data_centres()
+        return rules_of(known)
 
     def _get_entry(self, name: str) -> Any:
         return self._get_entries()[name]()
@@ -350,6 +355,9 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
             raise self._wrong(str(error)) from None
         if isinstance(driver, str):
             source = self._nested(copies[0][0])
+            source.enclosing = self._home
+            if not isinstance(source, PooledCatalog):
+                return source  # of version 2, where catalogues have neither names nor descriptions
         else:
             source = self._source(driver, copies)
         source.name = self.name
@@ -623,6 +631,10 @@ def _value(parameter: Any, stated: Mapping[str, Any], allow_code: bool = False) 
     try:
         return parameter.validate(coerce(parameter.type, value) if value is None else value)
     except Exception as error:  # conversions of all kinds
+        if value is None:
+            raise EntryError(
+                f"the parameter {name!r} has no default, and needs a value ({error}): `cat.ENTRY({name}=…)`"
+            ) from None
         raise EntryError(f"the parameter {name!r} cannot be {value!r:.80}: {error}") from None
 
 

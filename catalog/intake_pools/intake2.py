@@ -105,6 +105,10 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
     _document: dict[str, dict[str, Any]]
     _rules: DataCentres | None
     _named_rules: DataCentres | None
+    container = "catalog of version 2"
+    """What catalogues of version 1 ask of their entries; they take those of their own kind apart."""
+    enclosing: Any = None
+    """The catalogue, of version 1, that it is an entry of."""
 
     @classmethod
     def of_document(
@@ -141,7 +145,8 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
                 one = {}
             if not isinstance(one, Mapping):
                 raise EntryError(
-                    f"{shown} is not an Intake catalogue: `{part}:` is a {type(one).__name__}, not a mapping."
+                    f"{shown} is not an Intake catalogue: `{part}:` is of type {type(one).__name__}, not a "
+                    "mapping."
                 )
             document[part] = {str(key): value for key, value in one.items()}
         made = cls._made(document, path, data_centres, {})
@@ -167,7 +172,12 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
 
     def __call__(self, **kwargs: Any) -> PooledCatalog2:
         """Make another one with other values of its parameters."""
-        return self._made(self._document, self.path, self._rules, {**self._up_overrides, **kwargs})
+        return self._again(self._document, {**self._up_overrides, **kwargs})
+
+    def _again(self, document: dict[str, dict[str, Any]], overrides: Mapping[str, Any]) -> PooledCatalog2:
+        made = self._made(document, self.path, self._rules, overrides)
+        made.enclosing = self.enclosing
+        return made
 
     def search(self, expr: str) -> PooledCatalog2:
         """Make another one of the entries in which a text occurs."""
@@ -182,7 +192,7 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
         aliases = {name: key for name, key in self.aliases.items() if key in kept}
         # What the others refer to stays within reach, under names that nobody lists.
         document = {**self._document, "aliases": aliases, "listed": dict.fromkeys(kept)}
-        return self._made(document, self.path, self._rules, self._up_overrides)
+        return self._again(document, self._up_overrides)
 
     def __iter__(self) -> Iterator[str]:
         yield from self.aliases
@@ -201,12 +211,18 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
     def __dir__(self) -> list[str]:
         return sorted({*object.__dir__(self), *self})
 
-    def walk(self, depth: int = 5) -> dict[str, Any]:
-        """Get all its entries by name; none is a catalogue."""
-        return dict.fromkeys(self)
+    def walk(
+        self, sofar: dict[str, Any] | None = None, prefix: list[str] | None = None, depth: int = 5
+    ) -> dict[str, Any]:
+        """Get all its entries by name; none is a catalogue.
+
+        Whoever walks through one of version 1 that it is nested in has it as one entry, since its own are of
+        another kind.
+        """
+        return dict.fromkeys(self) if sofar is None else sofar
 
     def known_data_centres(self) -> DataCentres | None:
-        """Rules for its entries: those it was opened with, else those that it names.
+        """Rules for its entries: those it was opened with or names, else those of the one it is nested in.
 
         Raises
         ------
@@ -217,7 +233,11 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
 
         if self._rules is None and self._named_rules is None:
             self._named_rules = named_rules(self.metadata, directory_of(self.path), self.path)
-        return rules_of(self._rules or self._named_rules)
+        known = self._rules or self._named_rules
+        if known is None and self.enclosing is not None:
+            inherited: DataCentres | None = self.enclosing.known_data_centres()
+            return inherited
+        return rules_of(known)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self:

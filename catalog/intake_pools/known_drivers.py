@@ -122,7 +122,7 @@ def driver_of(given: Any) -> Driver | str:
     if isinstance(given, str):
         if (known := _known(given)) is not None:
             return known
-        near = difflib.get_close_matches(given, [*_OURS, *_INTAKES], n=1) if len(given) < 80 else []
+        near = difflib.get_close_matches(given.lower(), [*_OURS, *_INTAKES], n=1) if len(given) < 80 else []
         hint = f" Did you mean {near[0]!r}?" if near else ""
         shown = repr(given[:80])
     elif isinstance(given, Mapping):

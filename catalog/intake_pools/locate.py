@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask_pools.errors import UnlocatedError
 from dask_pools.pins import check_name
-from intake_pools.urls import end_of, is_chain, public_url
+from intake_pools.urls import end_of, is_chain, is_local, public_url
 
 if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres, Rule
@@ -45,6 +46,14 @@ class Location:
     rule: Rule | None = field(default=None, compare=False, repr=False)
     runners_up: tuple[Rule, ...] = field(default=(), compare=False, repr=False)
     known: DataCentres | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def directory(self) -> str | None:
+        """The directory that a rule names, of a glob the part without wild cards; None if it names none."""
+        if self.rule is None or self.rule.kind not in ("prefix", "glob") or not is_local(self.rule.pattern):
+            return None
+        fixed = re.split(r"[*?\[]", self.rule.pattern, maxsplit=1)
+        return self.rule.pattern if len(fixed) == 1 else f"{fixed[0].rpartition('/')[0]}/"
 
     def __getstate__(self) -> dict[str, Any]:
         # They are many, and it is the client that locates.

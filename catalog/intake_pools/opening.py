@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeAlias, TypeVar
 
@@ -71,10 +71,11 @@ _Answer: TypeAlias = Opening | _Failure | _Apart
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some of the files of an entry: their states, and Datasets of them, or one that combines them."""
+    """Some of the files of an entry: their states, Datasets of them or one that combines them, and links."""
 
     states: tuple[State, ...]
     datasets: tuple[xr.Dataset, ...]
+    led_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_entry(entry: Entry, data_centre: str | None = None) -> xr.Dataset:
@@ -291,10 +292,10 @@ def _open_through(client: Client, entry: Entry, limits: Limits) -> xr.Dataset:
         provision.ensure_workers(client, pool)
         limits = replace(limits, annotations=_limits(pool).annotations)
     answer = _opening_through(client, there, limits)
+    dataset = _result(answer, entry, f"in pool {pool!r}")
     if isinstance(answer, Opening):
-        answer = replace(answer, pool=moved)
-        remembered.put(client, entry, asked, answer)
-    return _result(answer, entry, f"in pool {pool!r}")
+        remembered.put(client, entry, asked, replace(answer, pool=moved))
+    return dataset
 
 
 def _at(entry: Entry, pool: str | None) -> Entry:
@@ -410,7 +411,30 @@ def _open_here(entry: Entry, limits: Limits) -> xr.Dataset:
 def _result(answer: Opening | _Failure, entry: Entry, where: str) -> xr.Dataset:
     if isinstance(answer, _Failure):
         raise EntryError(f"{entry.name} ({entry.shown}) cannot be opened {where}: {answer.reason}.")
+    _refuse_links(answer, entry)
     return _handed_over(answer, entry)
+
+
+def _refuse_links(opening: Opening, entry: Entry) -> None:
+    """Refuse symbolic links out of the directory that places an entry, to what is another's by the rules.
+
+    A link to a disk that no rule names is the data centre's own affair. Whoever stated where the entry lives
+    knows better than rules.
+
+    Raises
+    ------
+    EntryError
+    """
+    known, own = entry.location.known, entry.location.data_centre
+    if known is None:
+        return
+    for path, end in opening.led_out.items():
+        if (matching := known.matches(end)) and matching[0].data_centre != own:
+            raise EntryError(
+                f"{path} of {entry.name} is a link out of {entry.location.rule}: it leads to {end}, which "
+                f"{matching[0].data_centre!r} hosts by {matching[0]}. Open that path; or, if {own!r} has it "
+                f"there, too, say so with data_centre={own!r}."
+            )
 
 
 class LazyCoordinateWarning(UserWarning):
@@ -481,7 +505,13 @@ def _batch(
         except (NotAMosaic, EntryError):
             return _APART
 
-    return _explained(entry, opened)
+    def with_links() -> _Batch | _Apart:
+        batch = opened()
+        if isinstance(batch, _Batch):
+            return replace(batch, led_out=stores.led_out(listing[first:last], entry.location.directory))
+        return batch
+
+    return _explained(entry, with_links)
 
 
 def _automatic_chunk(most: int) -> int:
@@ -524,6 +554,9 @@ def _combination(
         recipes.lazy(dataset, entry, limits),
         remembered.state_of(states),
         engines.pop() if len(engines) == 1 else None,
+        led_out={
+            path: end for batch in batches if isinstance(batch, _Batch) for path, end in batch.led_out.items()
+        },
     )
 
 

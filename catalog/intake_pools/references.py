@@ -229,7 +229,9 @@ def _parquet_class() -> Any:
                     found = read(field, record)
                 except FileNotFoundError:
                     if path.removeprefix(root) in there:
-                        raise BrokenReferences(f"{public_url(path)} is gone") from None
+                        raise BrokenReferences(
+                            f"{public_url(path)}, a part of the references, is gone"
+                        ) from None
                     raise  # none of its chunks was ever written
                 except Exception as error:
                     raise BrokenReferences(f"{public_url(path)} cannot be read: {error}") from error

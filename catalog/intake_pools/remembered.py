@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,12 +39,15 @@ class Opening:
         That reads all of its files; None if several do.
     pool : str or None
         Where it was opened, if that is not where the entry lives: what its references point to is elsewhere.
+    led_out : dict of str to str
+        Paths that symbolic links lead out of the directory that places them, and where they lead.
     """
 
     dataset: xr.Dataset
     state: str
     engine: str | None
     pool: str | None = None
+    led_out: Mapping[str, str] = field(default_factory=dict)
 
     def copy(self) -> xr.Dataset:
         """Copy the Dataset so that nothing that is done to the copy changes what is remembered."""

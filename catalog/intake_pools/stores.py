@@ -27,6 +27,7 @@ import xarray as xr
 from dask.base import tokenize
 
 from dask_pools.errors import EntryError
+from dask_pools.places import place_of
 from intake_pools import filesystems, icechunk_stores, netcdf_parts, references
 from intake_pools.known_drivers import NETCDF
 from intake_pools.marks import marks_of
@@ -53,6 +54,7 @@ __all__ = [
     "expand",
     "forget",
     "forget_others",
+    "led_out",
     "opened",
     "reopened",
     "source_of",
@@ -212,6 +214,38 @@ def expand(urls: Iterable[str], storage_options: Mapping[str, Any]) -> list[str]
             raise EntryError(f"nothing matches {public_url(url)}")
         found.extend(one if is_local(end) else chain + link + fs.unstrip_protocol(one) for one in matching)
     return found
+
+
+def led_out(urls: Iterable[str], root: str | None) -> dict[str, str]:
+    """Find the files and stores that symbolic links lead out of a directory, and where to.
+
+    Parameters
+    ----------
+    urls : iterable of str
+        As `expand` gives them; of a chain the end counts, and what is no path is passed over.
+    root : str or None
+        The directory, which may be a link itself; None: whatever is reached through a link has left.
+
+    Returns
+    -------
+    dict of str to str
+        By path, one of each directory that is led to.
+    """
+    inside = None if root is None else os.path.realpath(root).rstrip("/") + "/"
+    directories: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
+    for url in urls:
+        scheme, _, path = place_of(url)
+        if scheme:
+            continue
+        directory, name = os.path.split(path)
+        if directory not in directories:
+            directories[directory] = os.path.realpath(directory)
+        end = os.path.join(directories[directory], name)
+        end = os.path.realpath(end) if os.path.islink(end) else end
+        if end != path and not (inside is not None and f"{end}/".startswith(inside)):
+            found.setdefault(os.path.dirname(end), (path, end))
+    return dict(found.values())
 
 
 def source_of(

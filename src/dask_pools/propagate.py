@@ -32,7 +32,9 @@ from dask_pools.errors import (
     VersionMismatchError,
 )
 from dask_pools.placement import lower, residency
-from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, budget_error, summarise
+from dask_pools.placement.layers import Layers, Locate, read_layers
+from dask_pools.placement.plan import ANYWHERE, Plan, PoolShare, budget_error
+from dask_pools.placement.summary import summarise
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +121,7 @@ class PlacingOptimizer(int):
         sent = self.propagate is not None
         on = self.propagate if sent else propagating()
         try:
-            layers = lower.read(dsk, self._locate() if on else None)
+            layers = read_layers(dsk, self._locate() if on else None)
             if layers is not None:
                 if not on:
                     return lower.release(layers, keys, kind)
@@ -143,7 +145,7 @@ class PlacingOptimizer(int):
     def plan(self, dsk: Any, keys: Any, workers: Mapping[str, int], budget: int | None) -> Plan:
         """Tell what the graph `dsk`, sent for the results `keys`, will move; `workers` by pool."""
         _, kind = self._kinds(dsk, keys)
-        layers = lower.read(dsk, self._locate()) if self.propagate else None
+        layers = read_layers(dsk, self._locate()) if self.propagate else None
         residency.check_client(dsk, flatten([keys]), self.inside)
         if layers is None:
             loose = len(HighLevelGraph.merge(dsk).cull(set(flatten([keys]))).to_dict())
@@ -156,7 +158,7 @@ class PlacingOptimizer(int):
         # Arrays are optimised most: what other kinds leave as it is stays right when fused.
         return kinds, _KINDS["array_optimize" if "array_optimize" in kinds else self.setting]
 
-    def _check_budget(self, layers: lower.Layers, source: Mapping[str, Any], placed: lower.Placed) -> None:
+    def _check_budget(self, layers: Layers, source: Mapping[str, Any], placed: lower.Placed) -> None:
         """Refuse a placement that would move more than the budget allows."""
         nbytes, unknown = placed.crossing()
         if self.budget is not None and (nbytes > self.budget or unknown):
@@ -173,7 +175,7 @@ class PlacingOptimizer(int):
                     together.setdefault(source, {}).update(prices)
         return together
 
-    def _locate(self) -> lower.Locate | None:
+    def _locate(self) -> Locate | None:
         """Tell where stores belong; without a cluster there is one disk, and nothing to tell."""
         if self.propagate is not None:
             return None if self.rules is None else partial(targets.pools_of_stores, rules=self.rules)

@@ -13,7 +13,8 @@ from dask_pools.placement import contract
 from dask_pools.placement.assign import assign, by_layer, look_back, lower_bound, single
 from dask_pools.placement.lower import Placed
 from dask_pools.placement.model import FREE, Crossing, Model, cost, crossings
-from dask_pools.placement.plan import ANYWHERE, Step, would_cross
+from dask_pools.placement.plan import ANYWHERE, Step
+from dask_pools.placement.summary import would_cross
 
 A, B, C = 0, 1, 2
 

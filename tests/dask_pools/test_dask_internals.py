@@ -32,7 +32,7 @@ from distributed.shuffle._shuffle import DataFrameShuffleRun
 
 from dask_pools import dask_internals as internals
 from dask_pools.pins import pinned
-from dask_pools.placement import lower
+from dask_pools.placement.layers import read_layers
 
 
 class Lazy:
@@ -387,7 +387,7 @@ def test_partial_results_of_several_elements_are_as_large_as_told(reduce):
     steps = [*partials, *(name for name in graph.layers if internals.combines(name) is not None)]
     tasks = graph.to_dict()
     keys = [key for key in tasks if isinstance(key, tuple) and key[0] in steps]
-    layers = lower.read(graph)
+    layers = read_layers(graph)
     for key, result in zip(keys, dask.get(tasks, keys), strict=True):
         chunks, nbytes = layers.sizes[key[0]]
         for along, index in zip(chunks, key[1:], strict=True):

@@ -16,7 +16,8 @@ from distributed import futures_of, wait
 from dask_pools import TransferBudgetError, connect, explain, measure_traffic, pool
 from dask_pools.pins import source_name
 from dask_pools.placement.model import FREE, Model
-from dask_pools.placement.plan import ANYWHERE, Plan, lower_bound
+from dask_pools.placement.plan import ANYWHERE, Plan
+from dask_pools.placement.summary import lower_bound
 from leftovers import eventually
 
 MB = 1_000_000

@@ -16,6 +16,7 @@ from dask.base import flatten, tokenize
 from dask_pools import MixedPoolsError, ResidencyError, data_centres, pool
 from dask_pools.pins import pinned, pool_of_resources, pools_of_task, source_name
 from dask_pools.placement import lower
+from dask_pools.placement.layers import read_layers
 from dask_pools.placement.model import crossings
 from dask_pools.propagate import PlacingOptimizer
 
@@ -51,7 +52,7 @@ def lazy_source(pool, values, chunks):
 
 def placed(x):
     """Pool of each task, and the tasks."""
-    layers = lower.read(x.__dask_graph__())
+    layers = read_layers(x.__dask_graph__())
     graph = lower.place(layers, x.__dask_keys__(), lower.ARRAY)
     pools, tasks = {}, {}
     for layer in graph.layers.values():
@@ -146,7 +147,7 @@ def test_a_graph_without_pins_comes_out_as_dask_makes_it():
 def test_other_annotations_are_carried_across():
     with dask.annotate(retries=3, priority=7):
         x = source("ecmwf")
-    layers = lower.read(x.sum().dask)
+    layers = read_layers(x.sum().dask)
     graph = lower.place(layers, x.sum().__dask_keys__(), lower.ARRAY)
     annotations = [layer.annotations for layer in graph.layers.values()]
     assert any(
@@ -175,14 +176,14 @@ def test_tasks_that_dask_fused_across_pools_are_refused():
     x, y = (lazy_source(pool, Lazy((8, 8)), (4, 4)) for pool in ("ecmwf", "eumetsat"))
     flat = stock((x + y).dask, list(flatten((x + y).__dask_keys__())))
     with pytest.raises(MixedPoolsError, match="'ecmwf', 'eumetsat'"):
-        lower.read(flat)
+        read_layers(flat)
 
 
 def test_a_plan_tells_the_pool_of_each_task_before_chains_are_fused():
     x, y = source("ecmwf"), source("eumetsat")
     total = (da.concatenate([x, y]).mean(1) + 1).sum()
     before, _ = placed(total)
-    plan = lower.plan(lower.read(total.dask), total.__dask_keys__(), lower.ARRAY)
+    plan = lower.plan(read_layers(total.dask), total.__dask_keys__(), lower.ARRAY)
     assert [plan.keys[task] for task in plan.outputs] == list(flatten(total.__dask_keys__()))
     assert len(plan.keys) == len(plan.layers) == len(plan.pools) == len(plan.model.inputs)
     found = {key: plan.model.pools[pool] for key, pool in zip(plan.keys, plan.pools, strict=True)}
@@ -205,7 +206,7 @@ def whereabouts(plan, name):
 
 
 def planned(x, **more):
-    return lower.plan(lower.read(x.dask), list(flatten([x.__dask_keys__()])), lower.ARRAY, **more)
+    return lower.plan(read_layers(x.dask), list(flatten([x.__dask_keys__()])), lower.ARRAY, **more)
 
 
 def crossing(plan):
@@ -225,7 +226,7 @@ def test_what_grows_from_small_things_is_made_beside_its_consumers():
 
 def test_what_several_layers_make_of_one_pool_stays_there_without_a_look_at_its_tasks():
     x, y = source("ecmwf"), source("eumetsat")
-    layers = lower.read(((x + 1).mean(0) - y.mean(0)).dask)
+    layers = read_layers(((x + 1).mean(0) - y.mean(0)).dask)
     free = set(layers.graph.layers) - set(layers.homes)
     assert {name.split("-")[0] for name in layers.homes} >= {"mean_chunk"}
     assert free
@@ -243,7 +244,7 @@ def test_the_result_is_gathered_where_most_of_it_is():
     with dask.config.set(array_optimize=capture):
         da.concatenate([x + 1, y + 1], axis=1).compute(scheduler="sync")
     ((graph, keys),) = graphs
-    plan = lower.plan(lower.read(graph), keys, lower.ARRAY)
+    plan = lower.plan(read_layers(graph), keys, lower.ARRAY)
     assert whereabouts(plan, "finalize") == {"ecmwf"}
 
 

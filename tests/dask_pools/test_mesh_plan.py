@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dask_pools.mesh.plan import Endpoint, Plan, PlanError, Site, make_plan, to_blame
+from dask_pools.mesh.plan import Plan, PlanError, Site, make_plan, to_blame
 
 ULA = IPv6Network("fd00::/8")
 
@@ -103,15 +103,6 @@ def test_addresses_are_those_of_one_random_prefix(sites, seed):
         assert plan.worker(name, 0) == IPv6Address(f"{start}:{number:x}::11")
         assert plan.worker(name, 1) == IPv6Address(f"{start}:{number:x}::12")
         assert len(plan.router(name).interface) <= 15
-
-
-def test_a_worker_with_a_network_of_its_own_sends_everything_to_its_sites_router():
-    plan = make_plan([Site("client", "open", "c"), Site("ecmwf")], 1)
-    guest = plan.guest("ecmwf", 2, Endpoint("172.17.0.1", 51820))
-    assert guest.address == plan.worker("ecmwf", 2)
-    assert guest.network == IPv6Network(guest.address)
-    (peer,) = guest.peers
-    assert (peer.name, peer.address, peer.allowed) == ("ecmwf", plan.address("ecmwf"), (plan.prefix,))
 
 
 @given(some_sites(), st.integers())

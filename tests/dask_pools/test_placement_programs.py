@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from dask_pools import dask_internals, pool
 from dask_pools.pins import pools_of_task, source_name
 from dask_pools.placement import lower
+from dask_pools.placement.layers import read_layers
 from dask_pools.placement.model import FREE
 from dask_pools.propagate import PlacingOptimizer
 
@@ -119,11 +120,11 @@ def test_placed_programs_give_the_same_results(program, workers):
 def test_every_loading_task_of_a_program_keeps_its_pin(program):
     x = program.run(pinned=True)
     keys = list(flatten([x.__dask_keys__()]))
-    plan = lower.plan(lower.read(x.dask), keys, lower.ARRAY)
+    plan = lower.plan(read_layers(x.dask), keys, lower.ARRAY)
     of = {
         key: plan.model.pools[pool] for key, pool in zip(plan.keys, plan.pools, strict=True) if pool != FREE
     }
-    graph = lower.place(lower.read(x.dask), keys, lower.ARRAY)
+    graph = lower.place(read_layers(x.dask), keys, lower.ARRAY)
     for layer in graph.layers.values():
         pinned = (layer.annotations or {}).get("resources", {})
         for key, task in layer.items():

@@ -118,7 +118,7 @@ def test_a_task_that_dask_fused_from_two_pools_is_refused_by_name(client):
         for name in ("ecmwf", "eumetsat")
     )
     fused = stock((x + y).dask, list(flatten((x + y).__dask_keys__())))
-    with pytest.raises(MixedPoolsError, match="'ecmwf', 'eumetsat'"):
+    with pytest.raises(MixedPoolsError, match="lies in several pools: 'ecmwf', 'eumetsat'"):
         client.get(fused, list(flatten((x + y).__dask_keys__())))
 
 

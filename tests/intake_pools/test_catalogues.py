@@ -67,9 +67,9 @@ def test_rules_given_when_opening_beat_those_that_the_catalogue_names(tmp_path):
         ("", r"cat.yaml is not an Intake catalogue: there is nothing in it"),
         ("- a", r"cat.yaml is not an Intake catalogue: it should be a mapping with `sources:`, not a list"),
         ("a: 1", r"cat.yaml is not an Intake catalogue: `sources:` is missing"),
-        ("sources: [a]", r"cat.yaml is not an Intake catalogue: `sources:` is a list"),
+        ("sources: [a]", r"cat.yaml is not an Intake catalogue: `sources:` is of type list"),
         ("sources: {a: 2026-99-99}", r"Catalogue .*cat.yaml cannot be read: month must be in 1..12"),
-        ("version: 2\nentries: []", r"cat.yaml is not an Intake catalogue: `entries:` is a list"),
+        ("version: 2\nentries: []", r"cat.yaml is not an Intake catalogue: `entries:` is of type list"),
     ],
 )
 def test_a_malformed_catalogue_is_named_with_its_line(tmp_path, text, message):

@@ -33,9 +33,9 @@ def test_the_name_is_the_last_part_of_the_path_unless_said():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"urlpath": 3}, "urlpath has 3; it should be a path or URL"),
-        ({"urlpath": ""}, "urlpath has ''; it should be a path or URL"),
-        ({"urlpath": []}, "urlpath is an empty list"),
+        ({"urlpath": 3}, "urlpath of an entry has 3; it should be a path or URL"),
+        ({"urlpath": ""}, "urlpath of an entry has ''; it should be a path or URL"),
+        ({"urlpath": []}, "urlpath of an entry is an empty list"),
         ({"chunks": "big"}, "chunks of a.nc is 'big'; it should be a mapping of dimensions to sizes"),
         ({"chunks": {"time": True}}, "chunks of a.nc has 'time': True; it should be a number"),
         ({"xarray_kwargs": ["a"]}, r"xarray_kwargs of a.nc is \['a'\]; it should be a mapping"),
@@ -115,7 +115,7 @@ def test_replicas_are_whole_entries_the_first_one_included():
         ({"parts": [{"urls": 1}]}, "parts of an entry has 'urls', which is none of: urlpath, data_centre"),
         ({"urlpath": "/a/x", "parts": ["/b/y"]}, "has both urlpath and parts"),
         ({"urlpath": "/a/x", "residency": "go"}, "residency of x is 'go'; it should be 'stay'"),
-        ({}, "urlpath has None; it should be a path or URL"),
+        ({}, "urlpath of an entry has None; it should be a path or URL"),
     ],
 )  # fmt: skip
 def test_wrong_parts_and_replicas_are_named_with_what_they_should_be(arguments, message):

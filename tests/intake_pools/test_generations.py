@@ -5,12 +5,15 @@ from pathlib import Path
 import intake
 import pytest
 import xarray as xr
+import yaml
+from click.testing import CliRunner
 from intake.readers.datatypes import HDF5, Zarr
 from intake.readers.readers import XArrayDatasetReader
 
 from dask_pools import get_pool
 from dask_pools.errors import EntryError
 from intake_pools import open_catalog
+from intake_pools.cli import catalog
 from intake_pools.drivers import PooledNetCDFSource, PooledZarrSource
 from intake_pools.readers import PooledReader
 
@@ -224,6 +227,35 @@ def test_chains_and_lists_are_located_by_what_is_at_their_end(tmp_path, rules, u
     quoted = url if url.startswith("[") else f"'{url}'"
     (tmp_path / "cat.yaml").write_text(f"sources: {{a: {{driver: netcdf, args: {{urlpath: {quoted}}}}}}}")
     assert open_catalog(tmp_path / "cat.yaml", data_centres=rules).a.data_centre == data_centre
+
+
+def test_a_catalogue_of_version_2_can_be_nested_in_one_of_version_1_and_has_its_rules(tmp_path):
+    nested = {
+        "version": 2,
+        "data": {"d": {"datatype": "intake.readers.datatypes:HDF5", "kwargs": {"url": "/data/a.nc"}}},
+        "entries": {
+            "a": {"reader": "intake.readers.readers:XArrayDatasetReader", "kwargs": {"args": ["{data(d)}"]}}
+        },
+    }
+    (tmp_path / "in.yaml").write_text(yaml.safe_dump(nested))
+    (tmp_path / "own.yaml").write_text("data_centres: {own: {prefixes: [/data/]}}")
+    (tmp_path / "cat.yaml").write_text(
+        "metadata: {data_centres_file: own.yaml}\nsources:\n"
+        "  two: {driver: yaml_file_cat, args: {path: '{{ CATALOG_DIR }}/in.yaml'}}\n"
+        "  one: {driver: yaml_file_cat, args: {path: '{{ CATALOG_DIR }}/one.yaml'}}\n"
+    )
+    (tmp_path / "one.yaml").write_text("sources: {b: {driver: zarr, args: {urlpath: /data/b}}}")
+    catalogue = open_catalog(tmp_path / "cat.yaml")
+    assert [place for _, place, _ in catalogue.summary()] == ["catalogue", "catalogue"]
+    assert list(catalogue.two) == ["a"]
+    assert catalogue["two"]["a"].data_centre == catalogue.two.search("a")["a"].data_centre == "own"
+    assert catalogue.one.b.data_centre == "own"
+    assert set(catalogue.walk()) == {"two", "one", "one.b"}
+    assert set(catalogue.search("b")) >= {"one.b"}
+    assert "own" in repr(catalogue.two)
+    assert "own" in catalogue.two._repr_html_()
+    listed = CliRunner().invoke(catalog, ["list", str(tmp_path / "cat.yaml")])
+    assert listed.output.splitlines() == ["two.a\town", "one.b\town"]
 
 
 def test_a_list_that_lives_in_two_data_centres_has_parts(tmp_path, rules):

@@ -99,12 +99,12 @@ def test_what_is_gone_is_an_error_and_never_fill_values(client, repository, tmp_
 @pytest.mark.parametrize(
     ("url", "options", "message"),
     [
-        ("repo|icechunk://branch.x", {}, r"no branch 'x' .*Branches: main, test; tags: v1"),
+        ("repo|icechunk://branch.x", {}, r"has no branch 'x' .*\)\. Branches: main, test; tags: v1"),
         ("repo|icechunk://tag.x", {}, r"no tag 'x'"),
         ("repo|icechunk://ABCDEFGHJKMNPQRSTVWX", {}, r"no snapshot 'ABCDEFGHJKMNPQRSTVWX'"),
         ("repo|icechunk:", {"tag": "v1"}, "both"),
-        ("repo", {"tag": "v1", "branch": "main"}, "asked for by branch and tag"),
-        ("repo|icechunk:|zarr3:", {}, "has more after"),
+        ("repo", {"tag": "v1", "branch": "main"}, r"is asked for by branch and tag; one of them would do"),
+        ("repo|icechunk:|zarr3:", {}, r"has more after \|icechunk: than a state"),
     ],
 )
 def test_a_state_that_is_not_there_is_named_with_those_that_are(

@@ -230,3 +230,35 @@ def test_the_data_centres_file_may_say_that_its_data_stays(client, write, ecmwf,
     assert pins.stays(load_from_catalog(ecmwf / named, data_centres=rules)["t"].data.name)
     freed = load_from_catalog(ecmwf / named, data_centres=rules, residency="free")
     assert not pins.stays(freed["t"].data.name)
+
+
+@pytest.mark.parametrize("url", ["{link}/{name}", "{link}/{name}*", "file://{link}/{name}", "{file}"])
+def test_a_link_into_what_another_data_centre_hosts_is_refused_unless_somebody_says_so(
+    client, write, ecmwf, eumetsat, forecast, named, rules, tmp_path, url
+):
+    write(forecast, eumetsat / f"{named}.nc")
+    link, file = ecmwf / f"{named}-link", ecmwf / f"{named}.nc"
+    link.symlink_to(eumetsat)
+    file.symlink_to(eumetsat / file.name)
+    url = url.format(link=link, name=f"{named}.nc", file=file)
+    with pytest.raises(
+        EntryError, match=r"is a link out of prefix .* 'eumetsat' hosts by .*data_centre='ecmw"
+    ):
+        load_from_catalog(url, data_centres=rules)
+    assert get_pool(load_from_catalog(url, data_centre="ecmwf", data_centres=rules)) == "ecmwf"
+    assert get_pool(
+        load_from_catalog(url, data_centres={"data_centres": {"ecmwf": {"globs": [f"{ecmwf}*/"]}}})
+    )
+
+
+def test_a_data_centres_own_links_are_followed(client, write, ecmwf, forecast, named, rules, tmp_path):
+    """To a disk that no rule names, and of the directory that a rule names itself."""
+    write(forecast, tmp_path / f"{named}.nc")
+    (ecmwf / named).symlink_to(tmp_path)
+    assert get_pool(load_from_catalog(ecmwf / named / f"{named}.nc", data_centres=rules)) == "ecmwf"
+    rules["data_centres"]["eumetsat"]["prefixes"].append(f"{ecmwf}/elsewhere-{named}/")
+    rules["data_centres"]["ecmwf"]["prefixes"].append(str(tmp_path / "data"))
+    (elsewhere := ecmwf / f"elsewhere-{named}").mkdir()
+    (tmp_path / "data").symlink_to(elsewhere)
+    write(forecast, elsewhere / f"{named}.nc")
+    assert get_pool(load_from_catalog(tmp_path / "data" / f"{named}.nc", data_centres=rules)) == "ecmwf"

@@ -13,7 +13,7 @@ from webserver import serving
 
 from dask_pools import get_pool
 from dask_pools.errors import DataChangedError, EntryError, PoolsError, UnreadableError
-from intake_pools import load_from_catalog, open_catalog
+from intake_pools import load_from_catalog, open_catalog, references
 from intake_pools.locate import locate
 
 pytestmark = pytest.mark.usefixtures("lazily")
@@ -242,6 +242,12 @@ def test_references_in_parquet(client, at_home, field):
     part.write_bytes(b"PAR1 no parquet PAR1")
     with pytest.raises(PoolsError, match=r"refs.1.parq cannot be read"):
         load(f"reference::{at_home}/a.parq", known)["t"][4:].sum().compute()
+    part.write_bytes(kept)
+    found = references._parquet(str(at_home / "a.parq"), fsspec.filesystem("file"))
+    assert found.record_size == 2  # it has looked at what is there
+    os.remove(part)
+    with pytest.raises(references.BrokenReferences, match="a part of the references, is gone"):
+        found.open_refs("t", 1)
     part.write_bytes(kept)
     ds = load(f"reference::{at_home}/a.parq", known)
     os.remove(at_home / "a.nc")

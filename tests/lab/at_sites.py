@@ -6,15 +6,18 @@ A hand keeps the cluster between two calls.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
+import os
 import socket
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
-from distributed import Client, Future
+from distributed import Client, Future, get_worker
 
 from dask_pools.cluster import up as commands
 from dask_pools.cluster.multi_site import MultiSiteCluster
@@ -64,6 +67,11 @@ def up(directory: str, text: str, lost_after: float) -> dict[str, Any]:
     }
 
 
+def configure(settings: dict[str, Any]) -> None:
+    """Set settings of Dask here, where the scheduler is."""
+    dask.config.set(settings)
+
+
 def attach() -> dict[str, int]:
     """Connect with the cluster that `dask pools up` keeps; how many workers each pool has."""
     client = kept["client"] = commands.client()
@@ -89,6 +97,11 @@ def addresses() -> dict[str, str]:
 
 def agents() -> dict[str, int | None]:
     return {name: site.welcome and site.welcome.pid for name, site in kept["cluster"].sites.items()}
+
+
+def problems() -> dict[str, str]:
+    """What is wrong at sites."""
+    return {name: site.problem for name, site in kept["cluster"].sites.items() if site.problem}
 
 
 def states() -> dict[str, str]:
@@ -136,6 +149,45 @@ def one_in(pool: str, timeout: float) -> str:
     """Run something in a pool; the host that it ran on."""
     future = kept["client"].submit(socket.gethostname, resources={resource(pool): 0}, pure=False)
     return str(future.result(timeout=timeout))
+
+
+def interfaces_in(pool: str) -> set[str]:
+    """Interfaces of the network that a worker of a pool is in."""
+    found = kept["client"].submit(socket.if_nameindex, resources={resource(pool): 0}, pure=False)
+    return {name for _, name in found.result(timeout=60)}
+
+
+def write_in(pool: str, nbytes: int) -> None:
+    """Have a worker of a pool write where it spills to."""
+    write = lambda: (Path(get_worker().local_directory) / "more").write_bytes(bytes(nbytes))  # noqa: E731
+    kept["client"].submit(write, resources={resource(pool): 0}, pure=False, retries=0).result(timeout=60)
+
+
+def run_example(code: str) -> str:
+    """Run Python of the documentation; what it prints."""
+    with io.StringIO() as said, redirect_stdout(said):
+        exec(code, {"__name__": "__main__"})
+        return said.getvalue()
+
+
+def asynchronous(directory: str, text: str) -> tuple[dict[str, list[str]], dict[str, str], str]:
+    """Use a cluster with ``async with``: workers of each pool, what failed, and a host of ecmwf."""
+    path = Path(directory) / "data-centres.yaml"
+    path.write_text(text)
+
+    async def use() -> tuple[dict[str, list[str]], dict[str, str], str]:
+        async with (
+            MultiSiteCluster(path, patience=Patience(1.0, 60.0), asynchronous=True) as cluster,
+            cluster.get_client() as client,
+        ):
+            ran = await client.submit(socket.gethostname, resources={resource("ecmwf"): 0})
+            return cluster.pools, cluster.failures, str(ran)
+
+    return asyncio.run(use())
+
+
+def set_variable(name: str, value: str) -> None:
+    os.environ[name] = value
 
 
 def trouble(**host: Any) -> tuple[str, str]:

@@ -116,17 +116,24 @@ class UpCommand:
 
     def is_up(self) -> list[str]:
         """Wait until it is; the lines that it has written."""
-        assert self._process.stdout is not None
-        while not self.told or not self.told[-1].startswith("Up after"):
-            line = self._process.stdout.readline()
-            assert line, self.told
-            self.told.append(line)
+        assert self._says("Up after"), self.told
         return self.told
+
+    def _says(self, beginning: str) -> bool:
+        """Read on to a line that begins so; False if there is none to the end."""
+        assert self._process.stdout is not None
+        while not self.told or not self.told[-1].startswith(beginning):
+            line = self._process.stdout.readline()
+            if not line:
+                return False
+            self.told.append(line)
+        return True
 
     @property
     def address(self) -> str:
         """Of the scheduler."""
-        return self.is_up()[0].split()[1]
+        (line,) = (one for one in self.is_up() if one.startswith("Scheduler"))
+        return line.split()[1]
 
     def group(self) -> int | None:
         """Its process group, as the client's site sees it; None before there is one, and after."""
@@ -141,6 +148,13 @@ class UpCommand:
         """Press Ctrl-C, which goes to the command and what it has started in its session; or worse."""
         assert eventually(lambda: self.group() is not None, 30)
         self._client.run("kill", f"-{name}", "--", f"-{self.group()}")
+
+    def signal_twice(self) -> None:
+        """Press Ctrl-C, and again as soon as it says that it has noticed, if it comes to that."""
+        self.signal()
+        if self._says("Interrupted") and (group := self.group()) is not None:
+            with suppress(subprocess.CalledProcessError):  # it was fast
+                self._client.run("kill", "-INT", "--", f"-{group}")
 
     def ends(self, seconds: float = 150) -> tuple[int, str]:
         """Wait for its end; exit status, and all that it wrote."""

@@ -39,14 +39,6 @@ def waited(interface: str, timeout: float) -> None:
     _meshes[interface].wait(timeout)
 
 
-def admitted(interface: str, guest: Offer, address: IPv6Address) -> None:
-    _meshes[interface].admit(guest, address)
-
-
-def dismissed(interface: str, name: str) -> None:
-    _meshes[interface].dismiss(name)
-
-
 def status(interface: str) -> Status:
     return _meshes[interface].status()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from ipaddress import IPv6Address, ip_network
 from urllib.parse import urlsplit
@@ -27,7 +28,7 @@ data_centres:
       launcher: docker
       minimum: 1
       memory: 1 GiB
-      docker: {image: intake-pools, data: [/srv/data/ecmwf], daemon: "$DAEMON"}
+      docker: {image: intake-pools, data: [/srv/data/ecmwf], network: none, daemon: "$DAEMON"}
   eumetsat:
     prefixes: [/srv/data/eumetsat/]
     workers: {launcher: local, minimum: 1}
@@ -35,7 +36,10 @@ data_centres:
     site: {host: eumetsat}
     workers: {launcher: docker, minimum: 1, docker: {image: intake-pools, daemon: "unix:///run/no.sock"}}
 """
-"""The pool of eumetsat is on the machine of the scheduler; the control host of dwd has no Docker."""
+"""The pool of eumetsat is on the machine of the scheduler; the control host of dwd has no Docker.
+
+Docker's daemon of the lab has no network for containers; they have the mesh.
+"""
 
 
 @pytest.fixture
@@ -73,9 +77,22 @@ def test_containers_at_a_site_and_processes_here_are_pools_of_one_mesh_and_missi
         scheduler = address_of(made["address"])
         listening = {name: address_of(url) for name, url in hand.call(at_sites.addresses).items()}
         assert listening["eumetsat-0"] == scheduler
-        assert listening["ecmwf-0"] in ip_network((scheduler, 48), strict=False)
-        assert listening["ecmwf-0"] != scheduler
+        own, ecmwf = listening["ecmwf-0"], network["ecmwf"]
+        assert own in ip_network((scheduler, 48), strict=False)
+        assert own != scheduler
+        # The container has that address on the mesh, and no way to anywhere else; its host does not have it.
+        assert hand.call(at_sites.interfaces_in, "ecmwf") == {"lo", "mesh"}
+        assert re.search(rf"^{own} dev dp", ecmwf.run("ip", "-6", "route"), re.MULTILINE)
+        assert str(own) not in ecmwf.run("ip", "-6", "address")
+        assert container.id.startswith(hand.call(at_sites.one_in, "ecmwf", 60))
         container.kill()
         assert eventually(lambda: hand.call(at_sites.pools)["ecmwf"] not in ([], ["ecmwf-0"]), 120)
-        assert hand.call(at_sites.one_in, "ecmwf", 120) == "ecmwf"
+        other = hand.call(at_sites.one_in, "ecmwf", 120)
+        assert docker.client.containers.get(other).id != container.id
+        # Nor does a container stay when its agent is killed outright.
+        agent = hand.call(at_sites.agents)["ecmwf"]
+        ecmwf.run("kill", "-9", str(agent))
+        assert eventually(lambda: not any(other in one.id for one in docker.client.containers.list()), 60)
+        assert eventually(lambda: hand.call(at_sites.agents)["ecmwf"] != agent, 120)
+        assert docker.client.containers.get(hand.call(at_sites.one_in, "ecmwf", 120)).id != container.id
     assert eventually(lambda: docker.containers() == [], 60)

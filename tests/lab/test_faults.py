@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -10,10 +11,11 @@ import pytest
 from at_sites import MESH
 from clusters import POOLS, SITES, UpCommand, check_gone, hand_of, interfaces, processes, traces, up
 from hand import Hand
-from network import Network
+from network import Host, Network
 from network_inside import HOMES, USER
 
 import dask_pools
+from documented import DOCS
 from leftovers import eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
@@ -129,15 +131,18 @@ MOMENTS: dict[str, Callable[[Network, UpCommand], object]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_ctrl_c_leaves_nothing_behind_when(moment, network: Network):
+def test_ctrl_c_and_once_more_leaves_nothing_behind_when(moment, network: Network):
     running = UpCommand(network["client"], MESH, "interrupted.yaml")
     try:
         assert eventually(lambda: bool(MOMENTS[moment](network, running)))
-        running.signal()
-        running.ends(150)
+        # The second finds it being taken down, or about to be.
+        running.signal_twice()
+        _, said = running.ends(150)
     finally:
         running.close()
     check_gone(network, ["client", *SITES])
+    if moment == "it is up":
+        assert "It is being taken down, for at most two minutes" in said
 
 
 # Several
@@ -148,6 +153,12 @@ def test_two_clusters_are_up_at_once_and_each_is_taken_down_by_its_address(hand:
     first, second = (UpCommand(client, MESH, f"{name}.yaml") for name in ("first", "second"))
     try:
         assert first.address != second.address
+        for site in SITES:
+            steps = [line.partition(": ")[2].strip() for line in first.told if line.startswith(f"{site}: ")]
+            assert steps == [
+                *("connecting by SSH", "starting its agent", "bringing up the mesh", "joining the mesh"),
+                *(f"starting worker {site}-0", f"worker {site}-0 has joined"),
+            ]
         assert "Say which cluster is meant" in client.run("sh", "-c", '"$@" 2>&1; true', "sh", *POOLS, "down")
         client.run(*POOLS, "down", first.address)
         assert first.ends()[0] == 0
@@ -225,14 +236,103 @@ def test_a_router_that_dies_and_a_site_that_is_cut_off_for_a_minute_cost_time_on
         assert hand.call(at_sites.pools) == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"]}
 
 
-def test_when_client_and_scheduler_are_killed_the_sites_clean_up_and_one_command_removes_the_rest(
-    hand: Hand, network: Network
+SMALL = "mkdir -p /srv/small && mount -t tmpfs -o size=256m,mode=777 small /srv/small"
+FILL = "head -c 1G /dev/zero >/srv/small/rest 2>/dev/null; true"
+
+
+FIREWALL = """
+table inet filter {
+    chain input {
+        type filter hook input priority 0; policy drop;
+        iif lo accept
+        ct state established,related accept
+        tcp dport 22 accept
+    }
+    chain forward { type filter hook forward priority 0; policy drop; }
+}
+"""
+
+OPERATORS = (DOCS / "operators.md").read_text()
+
+
+@pytest.fixture
+def cramped(network: Network) -> Iterator[str]:
+    """A data-centres file for a firewall on the host of ecmwf, and a small disk for the files of eumetsat."""
+    ecmwf, eumetsat = network["ecmwf"], network["eumetsat"]
+    eumetsat.run("sh", "-c", SMALL)
+    ecmwf.run("nft", "-f", "-", text=FIREWALL)
+    rules = re.findall(r"^    (nft add rule .*)$", OPERATORS, re.MULTILINE)
+    ecmwf.run("sh", "-euc", "\n".join(rules))
+    text = MESH.replace("reach: open", "reach: port, udp_port: 51820")
+    yield text.replace("user: scientist", "user: scientist, directory: /srv/small")
+    ecmwf.run("nft", "delete", "table", "inet", "filter")
+    assert eumetsat.run("find", "/srv/small", "-type", "f") == ""
+    eumetsat.run("umount", "/srv/small")
+
+
+def left(host: Host) -> list[str]:
+    """What the documentation says to look for, and how."""
+    (look,) = re.findall(r"```sh\n(ps .*?)```", OPERATORS, re.DOTALL)
+    found = host.run("sh", text=look).splitlines()
+    return [one for one in found if not one.startswith("/tmp/state/")]  # an empty directory of the user's
+
+
+def test_a_full_disk_a_killed_agent_a_site_unplugged_for_good_and_the_death_of_client_and_scheduler(
+    network: Network, cramped: str
 ):
-    up(hand, 5.0, MESH)
-    hand.kill()
-    check_gone(network, SITES)
-    assert "unreachable" in " ".join(traces(network["client"]))
-    said = network["client"].run(*POOLS, "down", "--all")
+    client, ecmwf, eumetsat = network
+    with hand_of(network) as hand:
+        assert up(hand, 12.0, cramped)["failures"] == {}
+        assert {bool(left(host)) for host in network} == {True}
+
+        hand.call(at_sites.begin, "eumetsat", 20)
+        eumetsat.run("sh", "-c", FILL)
+        told = "The disk of eumetsat to which its workers spill has 0 B left (at /srv/small/dask-pools-2000/"
+        assert eventually(lambda: told in hand.call(at_sites.problems).get("eumetsat", ""), 60)
+        with pytest.raises(OSError, match="No space left on device"):
+            hand.call(at_sites.write_in, "eumetsat", 1_000_000)
+        assert hand.call(at_sites.outcome, 120) == sum(range(20))
+        eumetsat.run("rm", "/srv/small/rest")
+        assert eventually(lambda: hand.call(at_sites.problems) == {}, 60)
+
+        # At the relay, whose rules nobody has taken away.
+        before = hand.call(at_sites.agents)["ecmwf"]
+        ecmwf.run("kill", "-9", str(before))
+        assert eventually(lambda: hand.call(at_sites.agents)["ecmwf"] != before, 120)
+        assert hand.call(at_sites.one_in, "ecmwf", 120) == "ecmwf"
+        assert sum(one.startswith("2000") for one in traces(ecmwf)) == 2
+
+        eumetsat.unplug()
+        try:
+            # It takes everything down by itself, and the cluster gives it up; neither can ask the other.
+            assert eventually(lambda: not traces(eumetsat), 90), traces(eumetsat)
+            assert eventually(lambda: hand.call(at_sites.pools)["eumetsat"] == [], 60)
+            assert hand.call(at_sites.one_in, "ecmwf", 60) == "ecmwf"
+            hand.call(at_sites.configure, {"pools.wait-for-workers": "10 s"})  # not a minute, as usual
+            with pytest.raises(dask_pools.PoolUnavailableError, match="'eumetsat' has no workers"):
+                hand.call(at_sites.one_in, "eumetsat", 90)
+        finally:
+            eumetsat.plug()
+        # It is there again, and wanted.
+        assert eventually(lambda: comes_back(hand), 120)
+
+        agent = str(hand.call(at_sites.agents)["ecmwf"])
+        hand.kill()
+        ecmwf.run("kill", "-9", agent)
+        assert sum(one.startswith("2000") for one in traces(ecmwf)) == 2
+        assert ecmwf.run(*POOLS, "site", "down").endswith("is down\n")
+        assert eventually(lambda: not traces(ecmwf), 30), traces(ecmwf)
+    # The other has lost its cluster, and cleans up by itself.
+    assert "unreachable" in " ".join(traces(client))
+    said = client.run(*POOLS, "down", "--all")
     assert "has been removed\n" in said
     assert said.endswith("  nothing is left\n")
-    assert not traces(network["client"])
+    assert not traces(client)
+    assert [one for host in network for one in left(host)] == []
+
+
+def comes_back(hand: Hand) -> bool:
+    try:
+        return hand.call(at_sites.one_in, "eumetsat", 60) == "eumetsat"
+    except dask_pools.PoolUnavailableError:
+        return False

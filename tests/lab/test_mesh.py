@@ -7,28 +7,22 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from meshes import (
     Mesh,
-    admitted,
     described_host,
-    dismissed,
-    lowered,
     raised,
     resumed,
     start_mesh,
-    updated,
-    waited,
 )
 from network import Network
 from rates import rate, send, serve
 
 from dask_pools.errors import MeshError
 from dask_pools.mesh.host import HostMesh, remove_leftovers
-from dask_pools.mesh.plan import Endpoint, Site, make_plan
+from dask_pools.mesh.plan import Site, make_plan
 from leftovers import eventually
 
 pytestmark = pytest.mark.lab
@@ -178,47 +172,6 @@ def test_a_nat_that_forgets_its_connections_is_passed_again(meshed):
     assert eventually(lambda: pings(meshed, "client", "eumetsat"), 60)
     (after,) = [peer.endpoint for peer in meshed.status("ecmwf").peers if peer.site == "eumetsat"]
     assert after != before
-
-
-OWN_NETWORK = 'mount -t tmpfs own-run /run && mkdir /run/wireguard && ip link set lo up && exec "$@"'
-
-
-def test_a_worker_with_a_network_of_its_own_is_on_the_mesh_through_its_router(meshed):
-    host, interface = meshed.network["eumetsat"], meshed.interface("eumetsat")
-    hand = host.hand("unshare", "--net", "--mount", "sh", "-c", OWN_NETWORK, "sh")
-    host.run(
-        "ip",
-        "link",
-        "add",
-        "own0",
-        "type",
-        "veth",
-        "peer",
-        "name",
-        "own1",
-        "netns",
-        str(hand.call(os.getpid)),
-    )
-    host.run("ip", "-batch", "-", text="address add 172.30.0.1/24 dev own0\nlink set own0 up\n")
-    hand.call(subprocess.check_call, ["ip", "address", "add", "172.30.0.2/24", "dev", "own1"])
-    hand.call(subprocess.check_call, ["ip", "link", "set", "own1", "up"])
-    guest = meshed.plan.guest("eumetsat", 0, Endpoint("172.30.0.1", meshed.status("eumetsat").port))
-    offer = replace(hand.call(raised, guest), site="container")
-    meshed.hands["eumetsat"].call(admitted, interface, offer, guest.address)
-    hand.call(updated, guest, [meshed.offers["eumetsat"]])
-    hand.call(waited, guest.interface, 30)
-    for name in ("client", "ecmwf"):
-        assert rate(hand, meshed.hands[name], str(meshed.address(name)), 300_000) > 0
-        assert rate(meshed.hands[name], hand, str(guest.address), 300_000) > 0
-    meshed.tell()  # others are told something: the guest stays
-    assert rate(hand, meshed.hands["client"], str(meshed.address("client")), 10_000) > 0
-    meshed.hands["eumetsat"].call(dismissed, interface, "container")
-    assert str(guest.address) not in host.run("ip", "-6", "route")
-    with pytest.raises(subprocess.CalledProcessError):
-        host.run("ping", "-6", "-c1", "-W1", str(guest.address))
-    hand.call(lowered, guest.interface)
-    hand.close()
-    assert eventually(lambda: "own0" not in host.run("ip", "link"))
 
 
 def test_a_host_is_of_one_site_only(meshed):

@@ -18,9 +18,9 @@ from layout import observations, predictions
 from network import Network
 from private_keys import key_forms, places_of
 
-import dask_pools
 from intake_pools.shipped import shipped
 from leftovers import eventually
+from readme import lab_examples
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -69,12 +69,14 @@ def test_a_calculation_over_data_that_the_client_cannot_see(hand: Hand, direct: 
 def test_the_same_by_one_command_through_a_mesh_of_sites_of_which_one_has_no_root(network: Network):
     lay_out(network)
     client = network["client"]
+    for name in ("weather.yaml", "weather-data-centres.yaml"):
+        client.from_outside(f"/srv/{name}").write_bytes(shipped(name).read_bytes())
     pools = (sys.executable, "-m", "dask", "pools")
     uplinks = {host.name: host.capture() for host in network}
     with (
         hand_of(network) as hand,
         subprocess.Popen(
-            [*client.inside, *pools, "up", shipped("weather-data-centres.yaml")],
+            [*client.inside, *pools, "up", "weather-data-centres.yaml"],
             stdout=subprocess.PIPE,
             text=True,
         ) as running,
@@ -93,6 +95,8 @@ def test_the_same_by_one_command_through_a_mesh_of_sites_of_which_one_has_no_roo
             data_centre, difference = hand.call(at_sites.calculate)
             assert data_centre == "ecmwf"
             check_difference(difference)
+            for example in lab_examples():
+                assert hand.call(at_sites.run_example, example.code) == example.output
             keys = check_secrets(network)
             assert client.run(*pools, "add", "ecmwf", "1") == "ecmwf: 2 workers wanted\n"
             assert eventually(lambda: hand.call(at_sites.attach)["ecmwf"] == 2, 120)
@@ -147,53 +151,14 @@ def check_secrets(network: Network) -> list[bytes]:
     return looked_for
 
 
-# What goes wrong in between
-
-
-def test_a_site_that_stays_away_is_lost_and_the_others_go_on(hand: Hand, direct: Network):
-    up(hand, lost_after=6.0)
-    eumetsat = direct["eumetsat"]
-    eumetsat.unplug()
-    try:
-        # It takes everything down by itself, and the cluster gives it up; neither can ask the other.
-        assert eventually(lambda: not traces(eumetsat), 90), traces(eumetsat)
-        assert eventually(lambda: hand.call(at_sites.pools)["eumetsat"] == [], 60)
-        assert hand.call(at_sites.one_in, "ecmwf", 60) == "ecmwf"
-        with pytest.raises(dask_pools.PoolUnavailableError, match="'eumetsat' has no workers"):
-            hand.call(at_sites.one_in, "eumetsat", 90)
-    finally:
-        eumetsat.plug()
-    # It is there again, and wanted.
-    assert eventually(lambda: comes_back(hand), 120)
-
-
-def comes_back(hand: Hand) -> bool:
-    try:
-        return hand.call(at_sites.one_in, "eumetsat", 60) == "eumetsat"
-    except dask_pools.PoolUnavailableError:
-        return False
-
-
-def test_an_agent_that_is_killed_takes_its_workers_along_and_another_takes_its_place(
-    hand: Hand, direct: Network
-):
-    before = up(hand)["agents"]["ecmwf"]
-    direct["ecmwf"].run("kill", "-9", str(before))
-    assert eventually(lambda: hand.call(at_sites.agents)["ecmwf"] != before, 120)
-    assert hand.call(at_sites.one_in, "ecmwf", 120) == "ecmwf"
-
-
 # What goes wrong before
 
 
-def test_a_site_that_fails_does_not_stop_the_others(hand: Hand):
+def test_a_site_that_fails_does_not_stop_the_others_of_an_asynchronous_cluster(hand: Hand):
     text = DATA_CENTRES.replace("host: eumetsat,", "host: nowhere.invalid,")
-    made = up(hand, text=text)
-    assert made["pools"] == {"ecmwf": ["ecmwf-0"], "eumetsat": []}
-    assert "Control host nowhere.invalid, looking up its address" in made["failures"]["eumetsat"]
-    assert hand.call(at_sites.one_in, "ecmwf", 60) == "ecmwf"
-    with pytest.raises(dask_pools.PoolUnavailableError, match=r"nowhere\.invalid, looking up its address"):
-        hand.call(at_sites.one_in, "eumetsat", 90)
+    pools, failures, ran = hand.call(at_sites.asynchronous, "/tmp", text)
+    assert (pools, ran) == ({"ecmwf": ["ecmwf-0"], "eumetsat": []}, "ecmwf")
+    assert "Control host nowhere.invalid, looking up its address" in failures["eumetsat"]
 
 
 def test_what_is_wrong_with_a_control_host_is_said(hand: Hand, direct: Network):
@@ -210,6 +175,21 @@ def test_what_is_wrong_with_a_control_host_is_said(hand: Hand, direct: Network):
     assert (kind, "pip install 'intake-pools[sites]" in told) == ("SiteError", True)
     assert "Command: /no/such/dask pools site attach" in told
     assert "/no/such/dask: No such file or directory" in told
+
+    # A key that nobody has but ssh-agent.
+    path = "/srv/home/root/.ssh/id_ed25519"
+    with subprocess.Popen([*client.inside, "ssh-agent", "-D", "-a", "/run/ssh-agent"]) as agent:
+        try:
+            assert eventually(client.from_outside("/run/ssh-agent").exists)
+            client.run("env", "SSH_AUTH_SOCK=/run/ssh-agent", "ssh-add", "-q", path)
+            client.run("mv", path, f"{path}.away")
+            assert "none of your keys is accepted there" in says()[1]
+            hand.call(at_sites.set_variable, "SSH_AUTH_SOCK", "/run/ssh-agent")
+            assert "/no/such/dask: No such file or directory" in says(dask="/no/such/dask")[1]
+        finally:
+            client.run("mv", f"{path}.away", path)
+            agent.terminate()
+            client.run("rm", "-f", "/run/ssh-agent")
 
     # An agent of another version, of the package and of the protocol.
     for greeting, said in (

@@ -14,9 +14,10 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import dask
@@ -68,6 +69,8 @@ class MultiSiteCluster(PoolCluster):
         Whether it is used with ``async with`` and ``await``.
     silence_logs : int or None
         Level below which the scheduler logs nothing.
+    on_step : callable, optional
+        Called with a pool and what is being done at its site, in words, as that happens; from another thread.
     **kwargs
         Further arguments of `distributed.SpecCluster`, such as `name`.
 
@@ -102,6 +105,7 @@ class MultiSiteCluster(PoolCluster):
         dashboard_address: str | None = ":0",
         asynchronous: bool = False,
         silence_logs: int | None = logging.WARNING,
+        on_step: Callable[[str, str], None] | None = None,
         **kwargs: Any,
     ) -> None:
         known = data_centres.load(given)
@@ -118,6 +122,7 @@ class MultiSiteCluster(PoolCluster):
         self._losing: set[asyncio.Future[None]] = set()
         config = os.fspath(ssh_config) if ssh_config is not None else None
         cluster = uuid.uuid4().hex
+        self._on_step = on_step or (lambda pool, step: None)
         self.sites = self._sites_of(known, list(at_sites), cluster, config)
         self._sites_left = SitesLeft(cluster, tuple(at_sites), config)
         launchers = {name: options.at(self.sites[name]) for name, options in at_sites.items()}
@@ -161,6 +166,7 @@ class MultiSiteCluster(PoolCluster):
                 settings=_settings(self._patience),
                 on_lost=self._site_lost,
             )
+            site.on_step = partial(self._on_step, name)
             site.prepare = self._network.prepare
             site.attach_options = self._network.attach_options(name)
         return sites
@@ -206,6 +212,7 @@ class MultiSiteCluster(PoolCluster):
             raise
         for pool, error in wrong.items():
             logger.warning("Site %s: %s", pool, error)
+            self._on_step(pool, f"failed: {error}")
             # Reported until somebody asks for workers of it.
             self._standings[pool].give_up(str(error), time.monotonic())
         self.scheduler_spec["options"] |= self._network.scheduler()
@@ -279,7 +286,7 @@ def _at_sites(known: DataCentres) -> Mapping[str, AtSite]:
                 f"{launcher}`. Set `launcher: host` or `launcher: docker` there; or take its `site:` out, "
                 "and they are started from this machine."
             )
-        if known.network == "mesh" and not options.here:
+        if known.network == "mesh" and one.site is None and not options.here:
             raise DataCentresError(
                 f"{known.origin}: workers of {name!r} (launcher: {launcher}) would not be on the cluster's "
                 "mesh. Have them started on a control host (site: {host: NAME} and `launcher: host`), or, "

@@ -26,5 +26,9 @@ def when_orphaned(end: Callable[[], None]) -> None:
 
 
 def dask_setup(nanny: object) -> None:
-    """Tie a nanny, with its worker, to the process that started it as the leader of a process group."""
-    when_orphaned(lambda: os.killpg(os.getpgrp(), signal.SIGKILL))
+    """Tie a nanny, with its worker, to the process that started it as the leader of a process group.
+
+    In a container it is the first process, to which no other there can do anything, and all end with it.
+    """
+    first = os.getpid() == 1
+    when_orphaned(lambda: os._exit(1) if first else os.killpg(os.getpgrp(), signal.SIGKILL))

@@ -16,7 +16,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -31,6 +33,7 @@ from dask_pools import data_centres
 from dask_pools.cluster.orphans import adopt as take_over
 from dask_pools.cluster.orphans import clean_up
 from dask_pools.cluster.pool_cluster import PoolCluster
+from dask_pools.cluster.progress import Progress
 from dask_pools.cluster.record import orphans, records
 from dask_pools.cluster.scheduler_process import scheduler_spec
 from dask_pools.errors import PoolsError
@@ -45,6 +48,8 @@ PREFIX = "up-"
 ANSWER = 120.0
 # Seconds between two looks at whether the cluster still runs.
 LOOK = 0.5
+# What is said to whoever presses Ctrl-C a second time.
+AGAIN = b"It is being taken down, for at most two minutes. Ctrl-\\ leaves the rest to the sites themselves.\n"
 # Seconds for which a scheduler without a cluster waits for `dask pools adopt`.
 OUTLIVES = 3600.0
 
@@ -59,7 +64,7 @@ class NothingUpError(PoolsError):
 @click.option("--dashboard-address", default=":0", show_default=True, help="Where Dask's dashboard listens.")
 def up(file: Path, host: str | None, dashboard_address: str) -> None:
     """Bring up the cluster that a data-centres FILE describes, until Ctrl-C or `dask pools down`."""
-    _keep(f"Bringing up the pools of {file}", lambda: _make(file, host, dashboard_address))
+    _keep(f"Bringing up the pools of {file}", partial(_make, file, host, dashboard_address))
 
 
 @click.command()
@@ -69,44 +74,67 @@ def adopt(address: str | None) -> None:
 
     Of several, the one with the scheduler at ADDRESS. Its workers and whoever is connected go on.
     """
-    _keep("Taking it over", lambda: take_over(address))
+    _keep("Taking it over", lambda progress: take_over(address))
 
 
-def _make(file: Path, host: str | None, dashboard_address: str) -> PoolCluster:
+def _make(file: Path, host: str | None, dashboard_address: str, progress: Progress) -> PoolCluster:
     known = data_centres.load(file)
     if any(one.site is not None for one in known.data_centres.values()):
         # Only who has sites needs what speaks SSH (intake-pools[sites]).
         from dask_pools.cluster.multi_site import MultiSiteCluster
 
-        return MultiSiteCluster(known, host=host, dashboard_address=dashboard_address)
+        return MultiSiteCluster(known, host=host, dashboard_address=dashboard_address, on_step=progress.step)
     if host is not None:
         raise click.UsageError("--host is for clusters with sites (network: tls).")
     return PoolCluster(known, scheduler=scheduler_spec("process", dashboard_address, outlives=OUTLIVES))
 
 
-def _keep(what: str, make: Callable[[], PoolCluster]) -> None:
+def _keep(what: str, make: Callable[[Progress], PoolCluster]) -> None:
     """Make a cluster, and keep it until it is to end."""
-    console = Console()
-    # Whoever ends this means the cluster, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console, progress = Console(), Progress(Console(stderr=True))
     try:
-        start = time.monotonic()
-        with console.status(what):
-            cluster = make()
-        try:
-            with _reachable(cluster) as listening:
-                _show(console, cluster, time.monotonic() - start)
-                answer = _serve(cluster, listening)
-                with console.status("Taking it down"):
+        with _interrupted_once():
+            start = time.monotonic()
+            with progress.showing(what):
+                cluster = make(progress)
+            try:
+                with _reachable(cluster) as listening:
+                    _show(console, cluster, time.monotonic() - start)
+                    answer = _serve(cluster, listening)
+                    with progress.showing("Taking it down"):
+                        cluster.close(timeout=ANSWER)
+                    if answer is not None:
+                        _say(answer, {"closed": True})
+            finally:
+                with progress.showing("Taking it down"):
                     cluster.close(timeout=ANSWER)
-                if answer is not None:
-                    _say(answer, {"closed": True})
-        finally:
-            cluster.close(timeout=ANSWER)
     except KeyboardInterrupt:
         console.print("Down.")
     except (PoolsError, ValueError) as error:
         raise click.ClickException(str(error)) from None
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Let Ctrl-C, or SIGTERM, end what is inside once; a second would stop the taking down half-way."""
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        again, interrupted = interrupted, True
+        # Not by what may be in the middle of a line just now.
+        os.write(2, AGAIN if again else b"Interrupted: taking it down.\n")
+        if not again:
+            raise KeyboardInterrupt
+
+    # What runs in the background of a shell's script ignores Ctrl-C, and is to go on doing so.
+    heeded = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @click.command()

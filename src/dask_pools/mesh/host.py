@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -51,6 +51,17 @@ CARRY_ON = 5.0
 SESSION = 180.0
 # Of the rules that keep what others send each other inside the mesh.
 RULE = 20_000
+
+INSIDE, GATEWAY = "mesh", "fe80::1"
+"""Interface by which a process with a network of its own is on the mesh, and the host's address there."""
+
+# There, of its interface, its address, the cluster's prefix and the host. Docker switches IPv6 off.
+_SETTLE = """
+for one in lo "$1"; do echo 0 >"/proc/sys/net/ipv6/conf/$one/disable_ipv6"; done
+ip -6 address add "$2/128" dev "$1" nodad
+ip link set dev "$1" up
+ip -6 route add "$3" via "$4" dev "$1" src "$2"
+"""
 
 
 @dataclass(frozen=True)
@@ -114,13 +125,8 @@ class _Saved:
     """By public key."""
     mtus: dict[str, int] = field(default_factory=dict)
     """By site."""
-    guests: tuple[Peer, ...] = ()
-    """Workers of this site with networks of their own; their offers are among the others."""
-
-    @property
-    def peers(self) -> tuple[Peer, ...]:
-        """Everybody with whom there is a tunnel."""
-        return (*self.router.peers, *self.guests)
+    forwarding_before: str | None = None
+    """What the host's setting was, where it had to be changed."""
 
 
 _SAVED = TypeAdapter(_Saved)
@@ -165,9 +171,9 @@ class HostMesh:
         self._held: int | None = None
         self._restarts = 0
         self._problem: str | None = None
-        self._addresses: list[IPv6Address] = []
+        # With the interface by which a process of its own network has it; None if this host has it.
+        self._addresses: dict[IPv6Address, str | None] = {}
         self._measured: dict[str, float] = {}
-        self._forwarding_before: str | None = None
         self._ruled = False
 
     @classmethod
@@ -265,8 +271,6 @@ class HostMesh:
             self._write_secret("preshared.json", _SECRETS.dump_json(self._preshared).decode())
             offered = {offer.site: offer for offer in offers}
             known = tuple(offered[peer.name] for peer in router.peers if peer.name in offered)
-            guests = {peer.name for peer in had.guests}
-            known += tuple(offer for offer in had.offers if offer.site in guests)
             self._save(router=router, offers=known)
             self._configure(fresh=False)
             self._route(had)
@@ -317,7 +321,7 @@ class HostMesh:
             since = self._since_handshakes()
             keys = {offer.site: offer.public_key for offer in saved.offers}
             peers = []
-            for peer in saved.peers:
+            for peer in saved.router.peers:
                 key = keys.get(peer.name, "")
                 received, sent = transferred.get(key, (0, 0))
                 mtu = saved.mtus.get(peer.name)
@@ -365,60 +369,72 @@ class HostMesh:
             if address not in self._addresses:
                 self._look()
                 self._give(address)
-                self._addresses.append(address)
+                self._addresses[address] = None
 
-    def remove_address(self, address: IPv6Address) -> None:
-        """Take such an address away again."""
-        with self._lock:
-            if address in self._addresses:
-                self._addresses.remove(address)
-                run(["ip", "-6", "address", "delete", f"{address}/128", "dev", self.router.interface])
+    def hand_over(self, address: IPv6Address, process: int) -> None:
+        """Let a process with a network of its own have such an address, instead of this host.
 
-    def admit(self, guest: Offer, address: IPv6Address) -> None:
-        """Let in a worker of this site that has a network of its own, such as a container (`Plan.guest`).
+        It gets an interface (`INSIDE`) in the process's network name space, by which it reaches the mesh and
+        nothing else. That goes with the name space, or by `remove_address`.
 
         Parameters
         ----------
-        guest : Offer
-            Its own; `site` is a name for it that is no site's.
         address : IPv6Address
-            Its own, of this site.
+            One that was added.
+        process : int
+            As this process sees it; such as the first of a container.
 
         Raises
         ------
         MeshError
-            If it is not of this site, or the name is taken.
+            If this process may not do that, or the other is in this network itself, or has ended.
         """
         with self._lock:
-            self._look()
-            self._check_own(address)
-            if guest.site in {peer.name for peer in self._saved.peers}:
-                raise MeshError(f"There is a peer {guest.site!r} already at site {self.router.site!r}.")
-            peer = Peer(guest.site, None, address, (IPv6Network(address),))
-            self._save(guests=(*self._saved.guests, peer), offers=(*self._saved.offers, guest))
-            self._configure(fresh=False)
+            there = f"/proc/{process}/ns/net"
+            try:
+                own = os.path.samefile(there, "/proc/self/ns/net")
+            except OSError as error:
+                raise MeshError(f"Process {process} has no network to be used: {error.strerror}.") from None
+            if own:
+                raise MeshError(f"Process {process} is in the network of this host, and has none of its own.")
+            number = int(address) - int(self.router.network.network_address)
+            name = f"{self._outside_names}{number % 0x1000:03x}"
+            mtu = ["mtu", str(LARGEST)]
+            inside = ["peer", "name", INSIDE, *mtu, "netns", str(process)]
+            run(["ip", "link", "add", "name", name, *mtu, "type", "veth", *inside])
+            try:
+                _write_system(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "0")
+                run(["ip", "-6", "address", "add", f"{GATEWAY}/64", "dev", name, "nodad"])
+                run(["ip", "link", "set", "dev", name, "up"])
+                settle = ["sh", "-euc", _SETTLE, "sh", INSIDE, str(address), str(self.router.prefix), GATEWAY]
+                run(["nsenter", f"--net={there}", *settle])
+                run(["ip", "-6", "address", "delete", f"{address}/128", "dev", self.router.interface])
+                self._addresses[address] = name
+                run(["ip", "-6", "route", "replace", f"{address}/128", "dev", name])
+                self._forward()
+            except BaseException:
+                with suppress(MeshError):
+                    run(["ip", "link", "delete", "dev", name])
+                raise
+
+    def remove_address(self, address: IPv6Address) -> None:
+        """Take such an address away again."""
+        with self._lock:
+            if address not in self._addresses:
+                return
+            outside = self._addresses.pop(address)
+            if outside is None:
+                run(["ip", "-6", "address", "delete", f"{address}/128", "dev", self.router.interface])
+                return
+            with suppress(MeshError):  # it went with the other's network
+                run(["ip", "link", "delete", "dev", outside])
             self._route(None)
 
-    def dismiss(self, name: str) -> None:
-        """Let a guest in no more. Nothing happens if it is not there."""
-        with self._lock:
-            self._look()
-            had = self._saved
-            self._save(
-                guests=tuple(peer for peer in had.guests if peer.name != name),
-                offers=tuple(
-                    offer
-                    for offer in had.offers
-                    if offer.site != name or name not in {peer.name for peer in had.guests}
-                ),
-            )
-            if self._saved != had:
-                self._configure(fresh=False)
-                self._route(had)
-
-    def _check_own(self, address: IPv6Address) -> None:
-        if address not in self.router.network:
-            raise MeshError(f"{address} is no address of site {self.router.site!r}: {self.router.network}.")
+    @property
+    def _outside_names(self) -> str:
+        """What names begin with of interfaces that lead to processes with networks of their own."""
+        # No other name of ours has a "g", which is no hexadecimal digit. Names have at most 15 characters.
+        return f"{self.router.interface[:11]}g"
 
     def lower(self) -> None:
         """Take everything down and away: interface, routes, keys. Nothing happens a second time."""
@@ -432,6 +448,10 @@ class HostMesh:
         if self._held is None:
             return
         self._unforward()
+        for _, name in socket.if_nameindex():
+            if name.startswith(self._outside_names):  # also of a process that was killed
+                with suppress(MeshError):
+                    run(["ip", "link", "delete", "dev", name])
         with suppress(MeshError):
             run(["ip", "-6", "route", "delete", "unreachable", str(self.router.prefix)])
         self._interface.close()
@@ -516,7 +536,8 @@ class HostMesh:
         _write_system(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "0")
         self._configure(fresh=True)
         run(["ip", "link", "set", "dev", name, "mtu", str(LARGEST), "up"])
-        for address in (self.router.address, *self._addresses):
+        own = (address for address, outside in self._addresses.items() if outside is None)
+        for address in (self.router.address, *own):
             self._give(address)
         self._measured.clear()
         self._route(None)
@@ -530,7 +551,7 @@ class HostMesh:
         offers = {offer.site: offer for offer in self._saved.offers}
         tunnels = []
         self._unresolved.clear()
-        for peer in self._saved.peers:
+        for peer in self.router.peers:
             offer = offers.get(peer.name)
             if offer is None:
                 continue
@@ -552,10 +573,10 @@ class HostMesh:
         name = self.router.interface
         wanted = {
             network: self._saved.mtus.get(peer.name, SMALLEST)
-            for peer in self._saved.peers
+            for peer in self.router.peers
             for network in peer.allowed
         }
-        for peer in had.peers if had else ():
+        for peer in had.router.peers if had else ():
             for network in peer.allowed:
                 if network not in wanted:
                     with suppress(MeshError):
@@ -566,7 +587,7 @@ class HostMesh:
         if self.router.prefix not in wanted:
             # What no site has goes nowhere, and not out by the default route.
             run(["ip", "-6", "route", "replace", "unreachable", str(self.router.prefix)])
-        if self.router.forwards or self._saved.guests:
+        if self.router.forwards or any(self._addresses.values()):
             self._forward()
         elif self._ruled:
             self._unforward()
@@ -578,22 +599,23 @@ class HostMesh:
             for number, rule in enumerate(self._rules()):
                 run(["ip", "-6", "rule", "add", "pref", str(RULE + number), *rule])
             self._ruled = True
-        own = Path(f"/proc/sys/net/ipv6/conf/{self.router.interface}/force_forwarding")
-        if own.exists():  # from Linux 6.17 on
-            _write_system(own, "1")
-        elif Path(_FORWARDING).read_text().strip() != "1":
-            _write_system(_FORWARDING, "1")
-            self._forwarding_before = "0"
+        for name in (self.router.interface, *filter(None, self._addresses.values())):
+            own = Path(f"/proc/sys/net/ipv6/conf/{name}/force_forwarding")
+            if own.exists():  # from Linux 6.17 on
+                _write_system(own, "1")
+            elif Path(_FORWARDING).read_text().strip() != "1":
+                self._save(forwarding_before="0")
+                _write_system(_FORWARDING, "1")
 
     def _unforward(self) -> None:
         for number, rule in enumerate(self._rules()):
             with suppress(MeshError):
                 run(["ip", "-6", "rule", "delete", "pref", str(RULE + number), *rule])
         self._ruled = False
-        if self._forwarding_before is not None:
+        if self._saved.forwarding_before is not None:
             with suppress(MeshError):
-                _write_system(_FORWARDING, self._forwarding_before)
-            self._forwarding_before = None
+                _write_system(_FORWARDING, self._saved.forwarding_before)
+            self._saved = replace(self._saved, forwarding_before=None)
 
     def _rules(self) -> list[list[str]]:
         name = self.router.interface
@@ -626,6 +648,8 @@ class HostMesh:
                 self._interface.delete()
                 self._make()
                 return
+            if self._ruled:
+                self._forward()  # another cluster that ends puts the host's setting back
             endpoints = {**self._saved.endpoints, **self._interface.endpoints()}
             if endpoints != self._saved.endpoints:
                 self._save(endpoints=endpoints)
@@ -635,7 +659,7 @@ class HostMesh:
         now = time.monotonic()
         due = [
             peer
-            for peer in self._saved.peers
+            for peer in self.router.peers
             if peer.name not in self._measured or self._measured[peer.name] + MEASURE_AGAIN <= now
         ]
         if not due:
@@ -715,7 +739,9 @@ def remove_leftovers(directory: str | os.PathLike[str] | None = None) -> list[st
     removed = []
     for state in sorted(Path(directory or default_directory()).glob("*/state.json")):
         with suppress(MeshError, OSError, ValueError):
-            mesh = HostMesh(_SAVED.validate_json(state.read_bytes()).router, state.parent.parent)
+            saved = _SAVED.validate_json(state.read_bytes())
+            mesh = HostMesh(saved.router, state.parent.parent)
+            mesh._saved = saved
             mesh._claim()
             mesh.lower()
             removed.append(mesh.router.interface)

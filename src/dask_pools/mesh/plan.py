@@ -219,30 +219,6 @@ class Plan:
             peers=peers,
         )
 
-    def guest(self, site: str, index: int, endpoint: Endpoint) -> Router:
-        """Part of a worker with a network of its own, such as a container: a tunnel to its site's router.
-
-        Parameters
-        ----------
-        site : str
-        index : int
-            Of the worker, from 0.
-        endpoint : Endpoint
-            Where the worker finds the router.
-        """
-        address = self.worker(site, index)
-        router = self.router(site)
-        return Router(
-            site=site,
-            interface=router.interface,
-            prefix=self.prefix,
-            network=IPv6Network(address),
-            address=address,
-            port=None,
-            forwards=False,
-            peers=(Peer(site, endpoint, router.address, (self.prefix,)),),
-        )
-
     def join(self, *sites: Site) -> Plan:
         """Plan for these sites as well. What concerns others only stays as it is.
 

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -68,6 +69,9 @@ class Surroundings:
     """Address that workers listen on."""
     options: Mapping[str, Any]
     """The launcher's own, as the data-centres file has them."""
+    hand_over: Callable[[int], None] | None = None
+    """Lets a process with a network of its own have that address, which is one on the mesh; None if it is
+    not. Raises `MeshError`."""
 
 
 MakeLauncher = Callable[[Surroundings], Launcher]
@@ -268,32 +272,33 @@ class Agent:
             self._channel.send(answered.result())
 
     async def _answer(self, order: Any) -> protocol.Report:
-        step, act = self._acts(order)
+        step = order.step
         logger.info("%s.", step[0].upper() + step[1:])
         try:
-            return await act or protocol.Done(number=order.number)
+            return await self._act(order)
         except asyncio.CancelledError:
             return protocol.Failed(number=order.number, step=step, reason="it was called off")
         except Exception as error:
             logger.warning("%s failed: %s", step, error)
             return protocol.Failed(number=order.number, step=step, reason=str(error) or type(error).__name__)
 
-    def _acts(self, order: Any) -> tuple[str, Any]:
+    async def _act(self, order: Any) -> protocol.Report:
         match order:
-            case protocol.StartWorker():
-                return f"starting worker {order.name}", self._start_worker(order)
-            case protocol.StopWorker():
-                return f"stopping worker {order.name}", self._stop_worker(order.name)
             case protocol.MakeKey():
-                return "making a private key", self._make_key(order)
-            case protocol.TrustKey():
-                return "taking the certificate", self._trust_key(order)
+                return await self._make_key(order)
             case protocol.RaiseMesh():
-                return "bringing up the mesh", self._raise_mesh(order)
+                return await self._raise_mesh(order)
             case protocol.JoinMesh():
-                return "joining the mesh", self._join_mesh(order)
+                return await self._join_mesh(order)
+            case protocol.TrustKey():
+                await self._trust_key(order)
+            case protocol.StartWorker():
+                await self._start_worker(order)
+            case protocol.StopWorker():
+                await self._stop_worker(order.name)
             case _:
-                return "taking everything down", self._take_all_down()
+                await self._take_all_down()
+        return protocol.Done(number=order.number)
 
     async def _start_worker(self, order: protocol.StartWorker) -> None:
         check_scheduler(order.scheduler, str(self._mesh.router.prefix) if self._mesh else None)
@@ -301,13 +306,9 @@ class Agent:
             raise ValueError("there is one of this name already")
         if order.launcher not in self._launchers:
             raise ValueError(f"this site has no launcher {order.launcher!r}")
+        listen, hand_over = await self._listens(order)
         launcher = self._launchers[order.launcher](
-            Surroundings(
-                cluster=self._home.cluster,
-                scratch=str(self._home.scratch),
-                listen=await self._listens(order),
-                options=order.options,
-            )
+            Surroundings(self._home.cluster, str(self._home.scratch), listen, order.options, hand_over)
         )
         shape = WorkerShape(**order.shape.model_dump())
         task = asyncio.ensure_future(launcher.launch(order.scheduler, order.name, shape))
@@ -339,18 +340,18 @@ class Agent:
         self._ended.pop(name, None)
         await self._give_back(name)
 
-    async def _listens(self, order: protocol.StartWorker) -> str:
-        """Address for a worker to listen on: of its own in the mesh, where there is one."""
+    async def _listens(self, order: protocol.StartWorker) -> tuple[str, Callable[[int], None] | None]:
+        """Address for a worker to listen on, of its own in the mesh where there is one; how to hand it on."""
         if order.listen is not None:
-            return order.listen
+            return order.listen, None
         if self._mesh is None:
-            return self._address or "127.0.0.1"
+            return self._address or "127.0.0.1", None
         taken = set(self._addresses.values())
         network = self._mesh.router.network
         own = next(one for n in range(len(taken) + 1) if (one := network[WORKERS + n]) not in taken)
         self._addresses[order.name] = own
         await asyncio.to_thread(self._mesh.add_address, own)
-        return f"[{own}]"
+        return f"[{own}]", partial(self._mesh.hand_over, own)
 
     async def _give_back(self, name: str) -> None:
         """Let the address of a worker go."""

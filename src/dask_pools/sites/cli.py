@@ -53,7 +53,8 @@ def _host(surroundings: Surroundings) -> Launcher:
 def _docker(surroundings: Surroundings) -> Launcher:
     from dask_pools.cluster.launchers.docker import DockerOptions
 
-    return DockerOptions(**surroundings.options).of(host=surroundings.listen)
+    options = DockerOptions(**surroundings.options)
+    return options.of(host=surroundings.listen, hand_over=surroundings.hand_over, tethered=True)
 
 
 LAUNCHERS: dict[str, MakeLauncher] = {"host": _host, "docker": _docker}

@@ -110,6 +110,17 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class _Order(_Model):
+    """What is to be done, and answered with the same number."""
+
+    number: Number
+
+    @property
+    def step(self) -> str:
+        """What is done then, in words."""
+        raise NotImplementedError
+
+
 # Orders of the cluster
 
 
@@ -145,11 +156,10 @@ class Shape(_Model):
     resources: dict[str, float] = Field(default_factory=dict)
 
 
-class StartWorker(_Model):
+class StartWorker(_Order):
     """Start a worker; the answer comes when it has joined the scheduler, or when it certainly will not."""
 
     kind: Literal["start-worker"] = "start-worker"
-    number: Number
     name: Name
     scheduler: str
     """Its address."""
@@ -160,46 +170,66 @@ class StartWorker(_Model):
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """The launcher's own."""
 
+    @property
+    def step(self) -> str:
+        """What is done then, in words."""
+        return f"starting worker {self.name}"
 
-class StopWorker(_Model):
+
+class StopWorker(_Order):
     """Stop a worker; the answer comes when no process of it is left. One that is not there is no error."""
 
     kind: Literal["stop-worker"] = "stop-worker"
-    number: Number
     name: Name
 
+    @property
+    def step(self) -> str:
+        """What is done then, in words."""
+        return f"stopping worker {self.name}"
 
-class MakeKey(_Model):
+
+class MakeKey(_Order):
     """Make a private key, which stays on the host, and ask for a certificate."""
 
     kind: Literal["make-key"] = "make-key"
-    number: Number
+
+    @property
+    def step(self) -> str:
+        """What is done then, in words."""
+        return "making a private key"
 
 
-class TrustKey(_Model):
+class TrustKey(_Order):
     """The certificate for the key that was made, and whom else to trust."""
 
     kind: Literal["trust-key"] = "trust-key"
-    number: Number
     certificate: str
     """PEM."""
     authority: str
     """PEM."""
 
+    @property
+    def step(self) -> str:
+        """What is done then, in words."""
+        return "taking the certificate"
 
-class RaiseMesh(_Model):
+
+class RaiseMesh(_Order):
     """Make this host's part of the cluster's mesh, and listen; the answer is what the others have to know."""
 
     kind: Literal["raise-mesh"] = "raise-mesh"
-    number: Number
     router: Router
 
+    @property
+    def step(self) -> str:
+        """What is done then, in words."""
+        return "bringing up the mesh"
 
-class JoinMesh(_Model):
+
+class JoinMesh(_Order):
     """Go over to another plan of the mesh, or learn of more hosts."""
 
     kind: Literal["join-mesh"] = "join-mesh"
-    number: Number
     router: Router
     offers: tuple[Offer, ...]
     """Of the other hosts."""
@@ -208,12 +238,21 @@ class JoinMesh(_Model):
     wait: Seconds | None = None
     """For how long to wait until all of them can be talked to; None for not at all."""
 
+    @property
+    def step(self) -> str:
+        """What is done then, in words."""
+        return "joining the mesh"
 
-class TakeDown(_Model):
+
+class TakeDown(_Order):
     """Take everything down and end."""
 
     kind: Literal["take-down"] = "take-down"
-    number: Number
+
+    @property
+    def step(self) -> str:
+        """What is done then, in words."""
+        return "taking everything down"
 
 
 # Reports of the agent

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import posixpath
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from dask.utils import format_bytes
 
 import dask_pools
 from dask_pools.errors import HostKeyError, SiteError, VersionMismatchError
@@ -39,6 +42,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 RECONNECT = 10.0
 # Seconds to wait for an agent that is told to take everything down.
 DOWN = 45.0
+# Bytes. With less than these a disk is as good as full.
+LEAST_FREE = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ class Site:
         """The last that the agent said about it."""
         self.own_address: str | None = None
         """Of this machine, on the way to the control host."""
+        self.on_step: Callable[[str], None] | None = None
+        """Called with what is being done at the site, in words, whenever that is something else."""
         self._heard = 0.0
         self._number = 0
         self._asked: dict[int, tuple[Any, asyncio.Future[Any]]] = {}
@@ -176,6 +183,7 @@ class Site:
         self._number += 1
         number = self._number
         asked = order(number)
+        self.tell(asked.step)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[number] = (asked, answer)
         try:
@@ -218,6 +226,22 @@ class Site:
             with suppress(asyncio.CancelledError):
                 await self._keeping
         self._give_up("the cluster is closed")
+
+    def tell(self, step: str) -> None:
+        """Tell whoever wants to know what is being done at the site."""
+        if self.on_step is not None:
+            self.on_step(step)
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong there, which others than the cluster can mend; None if nothing is known."""
+        if self.health is None or self.welcome is None or self.health.free >= LEAST_FREE:
+            return None
+        return (
+            f"The disk of {self.host.host} to which its workers spill has {format_bytes(self.health.free)} "
+            f"left (at {posixpath.dirname(self.welcome.log)}). Results that do not fit into memory cannot be "
+            "kept there. Make room, or set `directory:` of the site to a place that has some."
+        )
 
     # Keeping the connection
 
@@ -280,10 +304,11 @@ class Site:
         """Be connected, until that breaks."""
         command = self._attach(again=first.done())
         limit = RECONNECT if first.done() else ssh.CONNECT_TIMEOUT
-        async with (
-            ssh.connect(self.host, self.patience.beat, limit) as connection,
-            ssh.run(connection, self.host, command) as running,
-        ):
+        async with AsyncExitStack() as stack:
+            self.tell("connecting by SSH")
+            connection = await stack.enter_async_context(ssh.connect(self.host, self.patience.beat, limit))
+            self.tell("starting its agent")
+            running = await stack.enter_async_context(ssh.run(connection, self.host, command))
             self.own_address = str(connection.get_extra_info("sockname")[0])
             lines = Lines()
             self._starting = first
@@ -395,7 +420,9 @@ class Site:
     def _take(self, report: Any) -> None:
         match report:
             case protocol.Health():
-                self.health = report
+                before, self.health = self.problem, report
+                if self.problem is not None and before is None:
+                    logger.warning("Site %s: %s", self.name, self.problem)
             case protocol.Ended(name=name, reason=reason):
                 waited = self._ended.get(name)
                 if waited is not None and not waited.done():

@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import dask
@@ -36,6 +37,7 @@ from dask_pools.cluster.launchers.joining import (
     worker_command,
 )
 from dask_pools.cluster.launchers.site import AtSite, SiteLauncher
+from dask_pools.errors import MeshError
 from dask_pools.workers import Listed, Workers
 
 if TYPE_CHECKING:  # who only reads a data-centres file needs nothing that speaks SSH
@@ -49,8 +51,8 @@ _Result = TypeVar("_Result")
 
 SOCKET = "unix:///var/run/docker.sock"
 LOOPBACK = "127.0.0.1"
-HOST = "host"
-"""Docker's name for the network of the machine itself."""
+HOST, BRIDGE = "host", "bridge"
+"""Docker's names for the network of the machine itself, and for the usual one of its own."""
 
 # Seconds. On a busy machine Docker takes some to start a container, and Python in it half a minute.
 START_TIMEOUT = 120.0
@@ -105,6 +107,12 @@ class DockerLauncher:
         Address that the workers listen on; by default the one that they reach the scheduler from.
     timeout : float
         Seconds within which a worker has to join.
+    hand_over : callable, optional
+        Called with the first process of each container that has started, as this process sees it; gives it
+        `host` as its own address, on a mesh. Raises `MeshError`.
+    tethered : bool
+        Whether containers end with this process, however that ends. Otherwise they end when they have lost
+        their scheduler, and `find` finds them until then.
     """
 
     image: str
@@ -116,12 +124,16 @@ class DockerLauncher:
     daemon: str | None = None
     host: str | None = None
     timeout: float = START_TIMEOUT
+    hand_over: Callable[[int], None] | None = None
+    tethered: bool = False
 
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> DockerWorker:
         """Start a container; its worker has joined the scheduler when this returns.
 
         Raises
         ------
+        MeshError
+            If it cannot be put on the mesh.
         RuntimeError
             If Docker does not start it, or it ends before its worker has joined; with what was said.
         TimeoutError
@@ -130,7 +142,7 @@ class DockerLauncher:
             If the worker would have to reach the scheduler without encryption.
         """
         check_private(scheduler)
-        if self.network != HOST and not scheduler.startswith("tls://"):
+        if self.network != HOST and self.hand_over is None and not scheduler.startswith("tls://"):
             raise RuntimeError(
                 f"containers in Docker's network {self.network!r} need a scheduler that speaks TLS, and this "
                 f"is {scheduler}. Leave `network` out, and they are on the network of their machine"
@@ -181,23 +193,30 @@ class DockerLauncher:
         from docker.errors import DockerException, ImageNotFound
 
         client = _connect(self.daemon)
-        container = output = None
+        container = output = tether = None
         try:
             settings = self._settings(scheduler, name, shape, int(client.info()["NCPU"]))
             container = client.containers.create(self.image, **settings)
             # Before it starts, or the first that it says would be lost.
             output = container.attach(stream=True)
-            worker = DockerWorker(client, container, output)
+            if self.tethered:
+                tether = container.attach_socket(params={"stdin": 1, "stream": 1})
+            worker = DockerWorker(client, container, output, tether)
             container.start()
+            if self.hand_over is not None:
+                self.hand_over(_first_process(container.id))
             return worker
-        except (DockerException, OSError) as error:  # a connection that breaks is an OSError
+        except (DockerException, OSError, MeshError) as error:  # a connection that breaks is an OSError
             # Of a container that never ran Docker would keep the output open for ever.
             with suppress(DockerException, OSError):
-                if output is not None:
-                    output.close()
+                for opened in (output, tether):
+                    if opened is not None:
+                        opened.close()
                 if container is not None:
                     container.remove(force=True)
             client.close()
+            if isinstance(error, MeshError):
+                raise
             if isinstance(error, ImageNotFound):
                 raise RuntimeError(
                     f"Docker has no image {self.image!r} here. Build it as docs/launchers/docker.md says "
@@ -211,6 +230,7 @@ class DockerLauncher:
         from docker.types import Mount as DockerMount
 
         tls = tls_options(scheduler)
+        own = self.network == HOST or self.hand_over is not None
         command = worker_command(
             scheduler,
             name,
@@ -218,12 +238,13 @@ class DockerLauncher:
             python=(self.python, "-P"),  # what lies in the pool's directory is data, not code
             options=(
                 # In another network than the machine's there is nobody else to listen to.
-                *(("--host", self.host or own_address(scheduler)) if self.network == HOST else ()),
+                *(("--host", self.host or own_address(scheduler)) if own else ()),
                 # Without a host Dask's status page would listen on all interfaces.
                 *("--dashboard-address", f"{LOOPBACK}:0", "--no-dashboard"),
                 *("--death-timeout", f"{self.timeout:g}"),
                 # A worker that has joined is ready: its first task does not have to wait for imports.
                 *("--preload", "dask_pools.propagate"),
+                *(("--preload-nanny", "dask_pools.cluster.tether") if self.tethered else ()),
                 *tls,
                 *self.options,
             ),
@@ -247,11 +268,16 @@ class DockerLauncher:
             ],
             "network": self.network,
             "auto_remove": True,
+            # Docker closes it with the first connection to it, which is the launcher's.
+            "stdin_open": self.tethered,
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges"],
             # Docker refuses more than there are.
             "nano_cpus": min(shape.threads, processors) * 10**9,
         }
+        if self.hand_over is not None:
+            # Its worker may listen on its address before that is there, which takes a moment.
+            settings["sysctls"] = {"net.ipv6.ip_nonlocal_bind": "1"}
         if shape.directory:
             settings["working_dir"] = shape.directory
         if shape.memory_limit:
@@ -276,11 +302,14 @@ class DockerWorker:
         About to be started.
     output : docker.types.CancellableStream
         What it writes.
+    tether : socket, optional
+        Kept open for as long as the worker is wanted.
     """
 
-    def __init__(self, client: Any, container: Any, output: Any) -> None:
+    def __init__(self, client: Any, container: Any, output: Any, tether: Any = None) -> None:
         self._client = client
         self._container = container
+        self._tether = tether
         self._said = ""
         self._hearing = _in_thread(lambda: self._hear(output))
         self._ending = _in_thread(lambda: container.wait(timeout=None, condition="removed"))
@@ -328,6 +357,8 @@ class DockerWorker:
                 *(self._container.name, REMOVE_TIMEOUT, self._container.name),
             )
         finally:
+            if self._tether is not None:
+                self._tether.close()
             self._client.close()
 
     def _stop(self) -> str | None:
@@ -342,6 +373,31 @@ class DockerWorker:
             # It may have ended just now, which Docker takes for a conflict.
             return None if getattr(error, "status_code", None) == 409 else str(error)
         return None
+
+
+def _first_process(container: str) -> int:
+    """Find the first process of a container: the lowest number, as this process sees it.
+
+    The number that Docker says is that of its daemon's name space, which need not be this one.
+
+    Raises
+    ------
+    MeshError
+        If there is none.
+    """
+    found = []
+    for groups in Path("/proc").glob("[0-9]*/cgroup"):
+        with suppress(OSError):  # that process has ended
+            if container in groups.read_text():
+                found.append(int(groups.parent.name))
+    if not found:
+        raise MeshError(
+            f"The processes of container {container[:12]} are not to be seen from here, so it cannot be "
+            "given an interface on the mesh. Either it has ended already, or the user who logs in at this "
+            "site is not root, and has a mesh in name spaces that Docker's daemon is not in. Log in as root, "
+            "or have the workers started with `launcher: host`."
+        )
+    return min(found)
 
 
 def _connections() -> dict[str, str]:
@@ -452,8 +508,9 @@ class DockerOptions(AtSite):
         Directories that containers see and cannot change: a path, or ``PATH_HERE:PATH_IN_THE_CONTAINER``.
     writable : tuple of str
         Directories that they can change.
-    network : str
-        Docker's network that they are in.
+    network : str or None
+        Docker's network that they are in; None for the machine's own, but at a site on a mesh for Docker's
+        usual one. In all but the machine's they have an interface of their own on the mesh.
     user : str or None
         Whose the processes in there are.
     python : str
@@ -467,7 +524,7 @@ class DockerOptions(AtSite):
     image: Annotated[str, Field(min_length=1)]
     data: Listed = ()
     writable: Listed = ()
-    network: Annotated[str, Field(min_length=1)] = HOST
+    network: Annotated[str, Field(min_length=1)] | None = None
     user: str | None = None
     python: str = "python"
     options: Listed = ()
@@ -523,19 +580,28 @@ class DockerOptions(AtSite):
     @property
     def here(self) -> bool:
         """Only those in no other network of Docker's are."""
-        return self.network == HOST
+        return self.network in (None, HOST)
 
     def at(self, site: Site) -> SiteLauncher:
         """Make the launcher of the pool at a site: its agent starts the containers, on the control host."""
         return SiteLauncher(site, "docker", options=self.model_dump(mode="json", exclude_unset=True))
 
-    def of(self, *, host: str | None = None, timeout: float = START_TIMEOUT) -> DockerLauncher:
+    def of(
+        self,
+        *,
+        host: str | None = None,
+        timeout: float = START_TIMEOUT,
+        hand_over: Callable[[int], None] | None = None,
+        tethered: bool = False,
+    ) -> DockerLauncher:
         """Make the launcher that does as these options say.
 
         Parameters
         ----------
         host : str, optional
         timeout : float
+        hand_over : callable, optional
+        tethered : bool
             As of `DockerLauncher`.
 
         Raises
@@ -550,14 +616,17 @@ class DockerOptions(AtSite):
                 f"Workers in Docker containers take Docker's SDK where they are started: "
                 f"pip install 'intake-pools[docker]' ({error})."
             ) from None
+        network = self.network or (HOST if hand_over is None else BRIDGE)
         return DockerLauncher(
             self.image,
             self.mounts,
-            self.network,
+            network,
             self.user,
             self.python,
             self.options,
             self.daemon,
             host,
             timeout,
+            None if network == HOST else hand_over,
+            tethered,
         )

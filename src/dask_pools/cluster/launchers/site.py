@@ -63,11 +63,6 @@ class HostOptions(AtSite):
 
     listen: str | None = None
 
-    @property
-    def here(self) -> bool:
-        """They are, on the control host."""
-        return True
-
     def at(self, site: Site) -> SiteLauncher:
         """Make the launcher of the pool at a site."""
         return SiteLauncher(site, "host", self.listen)
@@ -120,6 +115,7 @@ class SiteLauncher:
         except asyncio.CancelledError:
             await worker.close()
             raise
+        self.site.tell(f"worker {name} has joined")
         return worker
 
 
