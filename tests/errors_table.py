@@ -81,6 +81,7 @@ _MAKERS: dict[str, tuple[int | str, str, str]] = {
     "_replace": (1, "src/dask_pools/cluster/pool_cluster.py", _POOL),
     "_wrong": (0, "catalog/", "EntryError"),
     "changed": (0, "catalog/", "DataChangedError"),
+    "give_up": (0, "src/dask_pools/cluster/standing.py", _POOL),
     "Failed": ("reason", "src/dask_pools/sites/", _SITE),
     "Refused": ("reason", "src/dask_pools/sites/", _SITE),
 }
@@ -115,6 +116,7 @@ PASSED_ON = {
     "cluster/pool_cluster.py: reason": "_fail",
     "cluster/pool_cluster.py: why": "ended() of the launchers",
     "cluster/pool_cluster.py: worker.failure or str(error)": "_failed of pool_worker",
+    "cluster/standing.py: reason": "_fail of pool_cluster",
     "cluster/up.py: answer['error']": "what another process of this command says",
     "data_centres.py: complaints": "_complaint",
     "mesh/host.py: '\\n'.join(missing.values())": "_silent",

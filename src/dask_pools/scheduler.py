@@ -721,11 +721,13 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             )
         if waited > patience:
             how = (
-                f"cluster.scale({pool!r}, 1) asks for one again, cluster.get_logs() may say what went wrong."
+                f"cluster.scale({pool!r}, 1) asks for one again; cluster.logs({pool!r}) may say why."
                 if pool in supplied
                 else f"It had some earlier. To start {start}"
             )
-            return f"None came within {patience:g} s (setting pools.wait-for-workers). {how}"
+            return (
+                f"None came within {patience:g} s (its timeout, or the setting pools.wait-for-workers). {how}"
+            )
         return None
 
     def _fail(self, errors: Mapping[Key, Exception]) -> None:
