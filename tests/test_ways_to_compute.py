@@ -18,7 +18,6 @@ import dask_pools.scheduler
 from dask_pools import MisplacedTaskError, get_pool
 from dask_pools.cluster import LocalPools
 from dask_pools.pins import pinned
-from dask_pools.placement import lower
 from intake_pools import load_from_catalog
 from intake_pools.mosaics import RemoteVariable
 from ways import CHUNKS, FLAT, P2P, WAYS, Case, check, check_values, dataset, values
@@ -129,7 +128,7 @@ def test_switched_off_the_guard_raises(kind, connected):
     np.testing.assert_allclose((x.t + 1).sum().compute(), (values("ecmwf") + 1).sum())
 
 
-@pytest.mark.parametrize("part", ["read", "place"])
+@pytest.mark.parametrize("part", ["dask_pools.propagate.read_layers", "dask_pools.placement.lower.place"])
 @pytest.mark.parametrize("way", [n for n in WAYS if n not in FLAT])
 def test_a_fault_in_placement_costs_the_arrangement_only(
     way, part, connected, whereabouts, monkeypatch, tmp_path
@@ -138,7 +137,7 @@ def test_a_fault_in_placement_costs_the_arrangement_only(
         raise RuntimeError("a fault made for this test")
 
     case = Case(opened("ecmwf"), opened("eumetsat"), connected, str(tmp_path))
-    monkeypatch.setattr(lower, part, fail)
+    monkeypatch.setattr(part, fail)
     check(case, WAYS[way], whereabouts)
 
 
