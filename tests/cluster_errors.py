@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -37,6 +38,7 @@ from dask_pools.cluster.launchers.local import LocalWorker
 from dask_pools.cluster.pool_cluster import PoolCluster
 from dask_pools.cluster.pool_spec import PoolSpec
 from dask_pools.cluster.pool_worker import PoolWorker
+from dask_pools.cluster.standing import Standing
 from dask_pools.mesh import cli as mesh_cli
 from dask_pools.mesh import plan as plans
 from dask_pools.mesh.host import Offer
@@ -145,7 +147,7 @@ def of_launchers() -> Iterator[Provocation]:
 def _given_up(notice: Any) -> None:
     """A worker that does not come in time, or does not last, after the last attempt."""
     raised: list[Any] = []
-    standing = SimpleNamespace(latest=0.0, failures=99, retry=0.0, reason=None, proven=False, failed=None)
+    standing = Standing(failures=99, latest=time.monotonic())
     fake = SimpleNamespace(
         _standings={"a": standing},
         status=Status.running,
@@ -235,6 +237,7 @@ def of_pools(pools: PoolCluster, client: Client) -> Iterator[Provocation]:
     """What a running cluster refuses."""
     yield partial(pools.scale, 2)
     yield partial(pools.scale, "none", 1)
+    yield partial(pools.adapt, 2)
     spent = SimpleNamespace(reason="its 2 hours of workers are used up (max_hours)", spent=True)
     known = {"a": SimpleNamespace(maximum=None)}
     own = SimpleNamespace(
@@ -260,6 +263,14 @@ def of_pools(pools: PoolCluster, client: Client) -> Iterator[Provocation]:
 
     yield fail
 
+    def asked(user: str) -> None:
+        some = SimpleNamespace(askers=("somebody",))
+        raise dask_pools.errors.PoolUnavailableError(
+            "a", (), str(PoolsPlugin._not_allowed(plugin, "a", some, "auto", user))
+        )
+
+    yield from (partial(asked, user) for user in ("", "me"))
+
     def own_process() -> None:
         async def start() -> None:
             one = scheduler_process.SchedulerProcess({})
@@ -277,6 +288,7 @@ def of_arguments() -> Iterator[Provocation]:
     yield partial(config.check_provision, "no")
     frame = dd.from_pandas(pd.DataFrame({"a": [1]}), npartitions=1)
     yield partial(dask_pools.explain, frame)
+    yield partial(dask_pools.explain().why, "sub")
 
     def no_matplotlib() -> None:
         imported = builtins.__import__
@@ -317,6 +329,8 @@ def of_commands(directory: Path) -> Iterator[Provocation]:
     known = data_centres.read(path)
     held = SimpleNamespace(pool="a", handle={})
     orphan: Any = SimpleNamespace(file=str(path), workers={"w": held}, cluster="c", scheduler=NOWHERE)
+    at_another = (orphans, "orphans", lambda address=None: [] if address else [orphan])
+    yield under(partial(orphans.adopt, "tcp://127.0.0.1:1"), at_another)
     yield under(orphans.adopt, (orphans, "_the_one", lambda _: orphan), (orphans, "claim", lambda _: False))
     yield lambda: asyncio.run(orphans._end_worker(orphan, known, "w", print))
     yield lambda: asyncio.run(orphans._end_agent(orphan, known, "b", print))

@@ -14,6 +14,7 @@ TESTS = Path(__file__).parent
 
 # Letters that a quotation has at least, with more than one word: less could be of anything.
 _SHORTEST = 10
+_WORDS = 5
 # What provokes messages rather than expects them.
 _NOT = {"errors_table.py", "quotations.py", "test_errors.py"} | {
     f"{of}_errors.py" for of in ("cluster", "host", "site")
@@ -21,13 +22,14 @@ _NOT = {"errors_table.py", "quotations.py", "test_errors.py"} | {
 
 
 def quoting(row: Row) -> set[str]:
-    """Tests that have a part of what a row says, or all that it says between two gaps."""
+    """Tests that have a part of what a row says between two gaps, or so many words of it."""
     parts = [one for one in map(_plain, row.literal) if len(one) >= _SHORTEST]
+    words = [part.split(" ") for part in parts]
+    runs = {" ".join(one[n : n + _WORDS]) for one in words for n in range(max(len(one) - _WORDS, 0) + 1)}
     return {
         test
         for quotation, test in _quotations()
-        for part in parts
-        if quotation in part or (" " in part and part in quotation)
+        if any(quotation in part for part in parts) or any(run in quotation for run in runs if " " in run)
     }
 
 

@@ -304,6 +304,7 @@ def of_catalogues(directory: Path) -> Iterator[Callable[[], Any]]:
     )
     yield lambda: open_catalog(directory / "none.yaml")
     yield lambda: open_catalog([])
+    yield lambda: load_from_catalog("/data/a", data_centres=RULES, catalog=5)
     yield lambda: open_catalog("nosuchprotocol://a/*.yaml")
     yield lambda: open_catalog(directory / "none*.yaml")
 

@@ -11,6 +11,7 @@ import dask
 
 from dask_pools import data_centres as rules
 from dask_pools.errors import EntryError
+from intake_pools.urls import public_url, without_secrets
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -129,6 +130,11 @@ def _known_entry(path: str | os.PathLike[str], catalog: Any, data_centres: Any) 
         return None
     if isinstance(catalog, str | os.PathLike):
         catalog = open_catalog(catalog, data_centres=data_centres)
+    if not hasattr(catalog, "summary"):
+        raise EntryError(
+            f"catalog is {catalog!r:.80}; give the path or URL of a catalogue, or what "
+            "intake_pools.open_catalog returns."
+        )
     return entry_with(path, catalog)
 
 
@@ -207,9 +213,10 @@ def _files(name: str, storage_options: Mapping[str, Any] | None) -> list[str]:
     try:
         files, _, paths = fsspec.get_fs_token_paths(pattern, mode="rb", storage_options=storage_options)
     except Exception as error:  # whatever the file system of a URL raises
-        raise EntryError(f"{pattern} cannot be listed: {error}") from None
+        reason = without_secrets(str(error), storage_options or {}, [pattern])
+        raise EntryError(f"{public_url(pattern)} cannot be listed: {reason}") from None
     if not paths:
-        raise EntryError(f"Nothing matches {pattern}: there is no catalogue to open.")
+        raise EntryError(f"Nothing matches {public_url(pattern)}: there is no catalogue to open.")
     return [files.unstrip_protocol(one) if "://" in pattern else one for one in sorted(paths)]
 
 
@@ -220,12 +227,12 @@ def _together(opened: list[Any]) -> Any:
     entries: dict[str, Any] = {}
     for catalogue in opened:
         if not hasattr(catalogue, "_entries"):
-            raise EntryError(f"{catalogue.path} is of Intake 2; open it by itself.")
+            raise EntryError(f"{public_url(catalogue.path)} is of Intake 2; open it by itself.")
         for name in catalogue:
             if name in entries:
                 raise EntryError(
-                    f"Both {entries[name]._home.path} and {catalogue.path} have an entry {name!r}. Open "
-                    "them one by one."
+                    f"Both {public_url(entries[name]._home.path)} and {public_url(catalogue.path)} have an "
+                    f"entry {name!r}. Open them one by one."
                 )
             entries[name] = catalogue._entries[name]
     return CombinedCatalog(entries, name=f"{len(opened)} files")

@@ -263,7 +263,7 @@ def read_text(url: str, storage_options: dict[str, Any] | None = None) -> str:
     import fsspec
 
     from intake_pools.filesystems import cause_of
-    from intake_pools.urls import public_url
+    from intake_pools.urls import public_url, without_secrets
 
     try:
         with fsspec.open(url, "rb", **(storage_options or {})) as file:
@@ -272,5 +272,8 @@ def read_text(url: str, storage_options: dict[str, Any] | None = None) -> str:
     except Exception as error:  # whatever the file system of a URL raises
         # fsspec takes every failure of a web server for a missing file, and names only that.
         cause = cause_of(error)
-        reason = getattr(cause, "strerror", None) or public_url(str(cause)) or type(cause).__name__
+        reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+        if isinstance(cause, FileNotFoundError) and "://" in url:
+            reason = "it is not there"
+        reason = without_secrets(reason.rstrip("."), storage_options or {}, [url])
         raise EntryError(f"The catalogue {public_url(url)} cannot be read: {reason}.") from None

@@ -526,6 +526,8 @@ def read(path: str | os.PathLike[str], *, environment: Mapping[str, str] | None 
         If it is not there, cannot be read, or is wrong.
     """
     name = os.path.expanduser(os.fspath(path))
+    # Without what the URL may have of credentials: it is in evidence and messages.
+    shown = str(place_of(name)) if SCHEME.match(name) else name
     try:
         if SCHEME.match(name):
             import fsspec
@@ -536,8 +538,9 @@ def read(path: str | os.PathLike[str], *, environment: Mapping[str, str] | None 
             text = Path(name).read_text(encoding="utf-8")
     except (OSError, ValueError, ImportError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataCentresError(f"The data-centres file {name} cannot be read: {reason}.") from None
-    return parse(text, name, environment=environment)
+        reason = reason.replace(name, shown).rstrip(".")
+        raise DataCentresError(f"The data-centres file {shown} cannot be read: {reason}.") from None
+    return parse(text, shown, environment=environment)
 
 
 Given = DataCentres | str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any]

@@ -10,8 +10,9 @@ import xarray as xr
 from webserver import serving
 
 from dask_pools import get_pool
-from dask_pools.errors import DataChangedError, EntryError, UnreadableError
+from dask_pools.errors import DataChangedError, EntryError, PoolsError, UnreadableError
 from intake_pools import load_from_catalog, open_catalog
+from intake_pools.locate import locate
 
 pytestmark = pytest.mark.usefixtures("lazily")
 
@@ -190,3 +191,18 @@ def test_many_files_of_a_server(client, put, forecast, web, tmp_path):
         web.listing = True
         ds = load(url.replace("a.nc", "*.nc"))
     xr.testing.assert_allclose(ds[["t"]].compute(), forecast[["t"]])
+
+
+def test_credentials_in_the_url_of_a_catalogue_or_of_rules_are_in_no_message(web, tmp_path):
+    at = web.url.replace("://", f"://me:{SECRET}@")
+    for fail in (
+        lambda: open_catalog(f"{at}/none.yaml?token={SECRET}"),
+        lambda: open_catalog(f"{at}/none*.yaml"),
+        lambda: locate("/data/a", data_centres=f"{at}/none.yaml?token={SECRET}"),
+    ):
+        with pytest.raises(PoolsError, match=r"none\*?\.yaml") as caught:
+            fail()
+        assert SECRET not in str(caught.value)
+    (tmp_path / "rules.yaml").write_text("data_centres: {ecmwf: {prefixes: [/data/]}}")
+    evidence = locate("/data/a", data_centres=f"{at}/rules.yaml").evidence
+    assert evidence == f"prefix /data/ ({web.url}/rules.yaml, line 1)"

@@ -1,8 +1,8 @@
 """A real Docker on one machine, and the image of a worker that the repository's Dockerfile makes.
 
 The daemon and all its containers run in one process name space with a ``/run`` of their own, so they end
-when the one process that keeps it does. It makes no network, leaves the firewall alone, and listens on a
-socket of its own and nowhere else. It knows nothing of Dask.
+when the one process that keeps it does. It makes no network but on a host of the lab, leaves the firewall
+alone, and listens on a socket of its own and nowhere else. It knows nothing of Dask.
 
 Making the image takes a minute or two. It is kept, with Docker's other files, below `KEPT`, until something
 that is in it changes; run as a script this module makes it ready beforehand.
@@ -46,7 +46,7 @@ mount -t tmpfs tmpfs /run || exit 1
 # Hosts of the lab may only read the repository, and only as far as they do not say otherwise.
 [ -w "$1" ] || mount -o remount,bind,rw "$(findmnt --noheadings --output TARGET --target "$1")" || exit 1
 dockerd --data-root "$1/data" --exec-root /run/docker --pidfile /run/docker.pid --host "unix://$2" \
-    --config-file "$1/daemon.json" --storage-driver overlay2 --cgroup-parent "$3" --bridge none \
+    --config-file "$1/daemon.json" --storage-driver overlay2 --cgroup-parent "$3" --bridge "$4" \
     --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false >"$1/dockerd.log" 2>&1 &
 exec cat
 """
@@ -103,7 +103,8 @@ def _daemon(inside: Sequence[str], from_outside: Callable[[str], Path]) -> Itera
     socket = from_outside(path)
     cgroup = f"lab-docker-{uuid.uuid4().hex}"
     with subprocess.Popen(
-        [*inside, *_APART, "sh", "-c", _KEEP, "sh", str(KEPT), path, cgroup],
+        # Its usual network only on hosts that are the lab's own.
+        [*inside, *_APART, "sh", "-c", _KEEP, "sh", str(KEPT), path, cgroup, "" if inside else "none"],
         stdin=subprocess.PIPE,
         # Ctrl-C is for the test run, which ends it in order.
         start_new_session=True,
@@ -124,6 +125,8 @@ def _daemon(inside: Sequence[str], from_outside: Callable[[str], Path]) -> Itera
         finally:
             keeper.kill()
             keeper.wait()
+            if inside:
+                subprocess.run([*inside, "ip", "link", "delete", "docker0"], capture_output=True, check=False)
             with suppress(OSError):  # the host may be gone
                 socket.unlink()
             _remove_cgroups(cgroup)
