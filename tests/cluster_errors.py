@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -147,9 +146,8 @@ def of_launchers() -> Iterator[Provocation]:
 def _given_up(notice: Any) -> None:
     """A worker that does not come in time, or does not last, after the last attempt."""
     raised: list[Any] = []
-    standing = Standing(failures=99, latest=time.monotonic())
     fake = SimpleNamespace(
-        _standings={"a": standing},
+        _standings={"a": Standing(failures=99)},
         status=Status.running,
         observed=set(),
         workers={},
@@ -237,7 +235,8 @@ def of_pools(pools: PoolCluster, client: Client) -> Iterator[Provocation]:
     """What a running cluster refuses."""
     yield partial(pools.scale, 2)
     yield partial(pools.scale, "none", 1)
-    yield partial(pools.adapt, 2)
+    yield partial(pools.adapt, 0, 4)
+    yield partial(pools.adapt, target_duration="0 s")
     spent = SimpleNamespace(reason="its 2 hours of workers are used up (max_hours)", spent=True)
     known = {"a": SimpleNamespace(maximum=None)}
     own = SimpleNamespace(
@@ -245,6 +244,7 @@ def of_pools(pools: PoolCluster, client: Client) -> Iterator[Provocation]:
     )
     yield lambda: PoolCluster.scale(own, "a", 1)
     yield lambda: LocalPools({"a": 1}, directories={"b": "/"})
+    yield lambda: pool_spec.check_spec("a", 2)
     yield lambda: pool_spec.check_spec("a", PoolSpec(None, timeout=-1))
     yield lambda: pool_spec.check_spec("a", PoolSpec(None, workers=3, maximum=2))
     yield partial(provision.ensure_workers, client, "nowhere")

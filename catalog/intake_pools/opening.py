@@ -235,9 +235,8 @@ def _places(entry: Entry) -> str:
 def _copy_opened_by(client: Client | None, entry: Entry) -> xr.Dataset:
     if not entry.parts:
         return _part_opened_by(client, entry, _limits(entry.location.data_centre))
-    # Small data variables would not fit the lazy ones of other parts.
     # Parts find their order by their indexes.
-    limits = [replace(_limits(part.location.data_centre), data=False, index=math.inf) for part in entry.parts]
+    limits = [replace(_limits(part.location.data_centre), index=math.inf) for part in entry.parts]
     if client is None:
         parts = [_part_opened_by(None, part, limit) for part, limit in zip(entry.parts, limits, strict=True)]
     else:
@@ -491,7 +490,7 @@ def _batch(
             files = [*map(stores.reopened, sources)]  # none in all parts but one
             return _Batch(
                 tuple(State(file.source, file.version) for file in files),
-                tuple(recipes.dataset_of(file, entry, limits, eager_data=limits.data) for file in files),
+                tuple(recipes.dataset_of(file, entry, limits) for file in files),
             )
         states, datasets = Series(entry, limits).open(sources, together)
         # What a field is can be told from all files only.

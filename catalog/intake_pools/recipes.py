@@ -51,13 +51,11 @@ class Limits:
     Attributes
     ----------
     eager : int
-        Bytes up to which a variable comes with the metadata.
+        Bytes up to which a coordinate without an index comes with the metadata.
     chunk : int
         Bytes of a chunk where nothing that is stored suggests one.
     annotations : dict
         What Dask's layers are annotated with.
-    data : bool
-        Whether small data variables come with the metadata, as small coordinates do.
     index : float
         Bytes up to which a coordinate that could have an index comes along and has one.
     automatic : int or None
@@ -68,12 +66,11 @@ class Limits:
     eager: int
     chunk: int
     annotations: Mapping[str, Any]
-    data: bool = True
     index: float = math.inf
     automatic: int | None = None
 
 
-# All variables that come with the metadata, beside indexes, together: so many times the limit for one.
+# All that comes with the metadata, beside indexes, together: so many times the limit for one.
 _EAGER_TOGETHER = 16
 
 
@@ -170,21 +167,17 @@ def dataset_of(
     opened: Opened,
     entry: Entry,
     limits: Limits,
-    *,
-    eager_data: bool = True,
     shared: SharedIndexes | None = None,
 ) -> xr.Dataset:
     """Make a Dataset that may leave this process from one that is open in it.
 
-    Coordinates with an index, scalars and small variables are in it, the others are mosaics.
+    Coordinates with an index, scalars and small coordinates are in it, the others are mosaics.
 
     Parameters
     ----------
     opened : Opened
     entry : Entry
     limits : Limits
-    eager_data : bool, optional
-        Whether small data variables come along too.
     shared : SharedIndexes, optional
         Of files that are opened together with it.
     """
@@ -205,7 +198,7 @@ def dataset_of(
     for name in dataset.coords:
         if name not in indexes and name not in large and dataset.variables[name].dims == (name,):
             variables[name], indexes[name] = shared.of(name, dataset.variables[name])
-    small = _small(dataset, indexes, limits.eager, eager_data and not entry.stays)
+    small = _small(dataset, indexes, limits.eager)
     for name, variable in dataset.variables.items():
         if name in indexes:
             continue
@@ -284,15 +277,14 @@ def without_large_indexes(dataset: xr.Dataset, first: Opened, entry: Entry, limi
     return with_variables(dataset.drop_indexes(list(lazy_again)), lazy_again)
 
 
-def _small(dataset: xr.Dataset, indexes: Mapping[Hashable, Any], limit: int, data: bool) -> set[Hashable]:
-    """Names of the variables without an index that come with the metadata."""
-    small = {name for name, variable in dataset.variables.items() if variable.ndim == 0}
+def _small(dataset: xr.Dataset, indexes: Mapping[Hashable, Any], limit: int) -> set[Hashable]:
+    """Names of the variables without an index that come with the metadata: coordinates, but no data."""
+    small = {name for name, one in dataset.variables.items() if one.ndim == 0 or one.size == 0}
     room = _EAGER_TOGETHER * limit
-    for name, variable in sorted(dataset.variables.items(), key=lambda item: item[1].nbytes):
+    coordinates = [(name, dataset.variables[name]) for name in dataset.coords]
+    for name, variable in sorted(coordinates, key=lambda item: item[1].nbytes):
         if name in small or name in indexes or name in dataset.sizes:
             continue  # without an index, the coordinate of a dimension is too large
-        if not (data or name in dataset.coords):
-            continue
         if variable.nbytes > min(limit, room):
             break
         small.add(name)

@@ -122,9 +122,7 @@ class Series:
                     continue
             datasets += self._datasets(model, alike, together)
             opened = stores.reopened(source)
-            dataset = recipes.dataset_of(
-                opened, self._entry, self._limits, eager_data=False, shared=self._indexes
-            )
+            dataset = recipes.dataset_of(opened, self._entry, self._limits, self._indexes)
             states.append(State(source, opened.version))
             model, alike = (_model_of(states[-1], dataset) if may_be_alike else None), []
             if model is None:

@@ -411,12 +411,12 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             Those retired, by address.
         """
         scheduler = self.scheduler
-        if workers is None and names is None:
-            workers = scheduler.workers_to_close(**choice)
-        wanted = {*(workers or ()), *map(str, names or ())}
-        found = [
-            one for one in scheduler.workers.values() if not wanted.isdisjoint((one.address, str(one.name)))
-        ]
+        if names is not None:
+            chosen = set(map(str, names))
+            found = [one for one in scheduler.workers.values() if str(one.name) in chosen]
+        else:
+            chosen = set(scheduler.workers_to_close(**choice) if workers is None else workers)
+            found = [one for one in scheduler.workers.values() if one.address in chosen]
         identities = {one.address: one.identity() for one in found}
         others: list[str] = []
         of_pools: defaultdict[str, dict[str, str]] = defaultdict(dict)
@@ -721,11 +721,13 @@ class PoolsPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             )
         if waited > patience:
             how = (
-                f"cluster.scale({pool!r}, 1) asks for one again, cluster.get_logs() may say what went wrong."
+                f"cluster.scale({pool!r}, 1) asks for one again; cluster.logs({pool!r}) may say why."
                 if pool in supplied
                 else f"It had some earlier. To start {start}"
             )
-            return f"None came within {patience:g} s (setting pools.wait-for-workers). {how}"
+            return (
+                f"None came within {patience:g} s (its timeout, or the setting pools.wait-for-workers). {how}"
+            )
         return None
 
     def _fail(self, errors: Mapping[Key, Exception]) -> None:

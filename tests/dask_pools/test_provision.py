@@ -223,7 +223,7 @@ def test_only_those_who_may_ask_are_heard(monkeypatch: pytest.MonkeyPatch):
     with cluster_of(ecmwf=PoolSpec(launcher, workers=0, askers=("alice",))) as cluster:
         client = cluster.get_client()
         monkeypatch.setattr(provision, "_user", lambda: "bob")
-        with pytest.raises(PoolUnavailableError, match="'bob' is not among those who may ask for it"):
+        with pytest.raises(PoolUnavailableError, match=r"'bob'.* is not among those who may ask"):
             sum_of("ecmwf").compute()
         with pool("ecmwf"), pytest.raises(PoolUnavailableError, match=r"Only some may .* in your name\."):
             client.submit(abs, -1).result()

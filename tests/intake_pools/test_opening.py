@@ -68,7 +68,7 @@ def test_what_comes_back_is_what_xarray_opens_there(write, client, ecmwf, foreca
         assert set(ours.coords) == set(stock.coords)
         for name, variable in stock.variables.items():
             assert_same(ours.variables[name].encoding, variable.encoding)
-            if eager == "0 B" and variable.ndim and name not in stock.xindexes:
+            if (eager == "0 B" or name in stock.data_vars) and variable.ndim and name not in stock.xindexes:
                 assert ours[name].chunks == variable.chunks
             else:
                 assert ours[name].chunks is None
@@ -266,15 +266,17 @@ def test_one_layer_a_variable_and_as_many_tasks_as_chunks(write, client, ecmwf, 
     assert len(graph) == 3
 
 
-def test_small_variables_come_along_but_not_without_end(write, client, ecmwf, named):
-    small = {f"v{number}": (("x",), np.zeros(1000)) for number in range(40)}
-    write(xr.Dataset(small), ecmwf / named)
+def test_small_coordinates_come_along_but_not_without_end_and_data_never(write, client, ecmwf, named):
+    small = {f"c{number}": (("x",), np.zeros(1000)) for number in range(40)}
+    write(xr.Dataset({"v": (("x",), np.arange(1000.0))}, coords=small), ecmwf / named)
     with dask.config.set({"pools.eager-size": "8 kB"}):
         ds = load(named)
-    assert sum(array.chunks is None for array in ds.values()) == 16
+    assert sum(array.chunks is None for array in ds.coords.values()) == 16
+    assert ds["v"].chunks
+    assert np.arange(900.0, 1000.0).tobytes() not in pickle.dumps(ds)
     with dask.config.set({"pools.eager-size": "7 kB"}):
         ds = load(named)
-    assert all(array.chunks for array in ds.values())
+    assert all(array.chunks for array in ds.coords.values())
 
 
 @pytest.mark.parametrize(

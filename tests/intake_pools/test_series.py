@@ -168,7 +168,7 @@ def compare(tmp_path: Path, examined: list[str]) -> Callable[..., list[str]]:
         for file, state, dataset in zip(files, states, datasets, strict=True):
             whole = stores.reopened(file)
             assert state == stores.State(file, whole.version)
-            assert_same(dataset, recipes.dataset_of(whole, entry, LIMITS, eager_data=False))
+            assert_same(dataset, recipes.dataset_of(whole, entry, LIMITS))
         return examined_ones
 
     return compare

@@ -142,6 +142,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         patch.setattr(jobqueue, "POLL", 0.5)
         patch.setattr(jobqueue, "POLL_STOPPING", 0.2)
         yield slurm
+        live = slurm.jobs("PENDING", "RUNNING", "COMPLETING")
+        assert not live, slurm.run("squeue", "--states=all")
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,8 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
     ------
     DataCentresError
         If the data-centres file is wrong, or says nothing about workers.
+    TypeError
+        If a pool is no `PoolSpec`.
     ValueError
         If a name or a number does not do.
     PoolUnavailableError
@@ -865,7 +867,7 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
         joined = {worker.name for worker in load.workers}
         decision = decide(load, len(planned) - len(joined), bounds, spec.worker.threads)
         if decision.wanted > len(planned):
-            if not planned and spec.provision != "auto":
+            if not planned and not bounds.minimum and spec.provision != "auto":
                 return  # somebody has to ask, or to agree
             if standing.rests(time.monotonic()):
                 return

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]  # the image may have t
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of what is mounted into containers."""
-    place = tmp_path_factory.mktemp("place")
-    for number, name in enumerate(("ecmwf", "eumetsat")):
-        (place / name).mkdir()
-        values(number).to_netcdf(place / name / "data.nc")
-    (place / "scratch").mkdir()
-    return place
-
-
-@pytest.fixture(scope="module")
-def described(place: Path) -> str:
+def described(docker: Docker, place: Path) -> str:
     """The file of the documentation; on this machine the data are somewhere else, and not in /data."""
     return shown(
         "docker",
@@ -49,19 +37,6 @@ def described(place: Path) -> str:
             "[/scratch/weather]": f'["{place}/scratch:/scratch/weather"]',
         },
     )
-
-
-@pytest.fixture(scope="module")
-def cluster(docker: Docker, described: str) -> Iterator[PoolCluster]:
-    with PoolCluster(parse(described, "docker.md")) as cluster:
-        yield cluster
-    assert docker.containers() == []
-
-
-@pytest.fixture
-def client(cluster: PoolCluster) -> Iterator[Client]:
-    with cluster.get_client() as client:
-        yield client
 
 
 def test_containers_are_as_the_page_says(
