@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from dask_pools.data_centres import DataCentres, Given
-    from intake_pools.entries import Entry
 
 __all__ = ["load_from_catalog", "open_catalog"]
 
@@ -39,7 +38,8 @@ def load_from_catalog(
     """Open a path or URL in the data centre that hosts it.
 
     If an entry of the catalogue has it, as its URL, as one of its files or as a group in its store, it is
-    opened as the entry says, but for what is said here; else by the rules alone.
+    opened as the entry says, but for what is said here; else by the rules alone: those given here, or else
+    those of the catalogue.
 
     Parameters
     ----------
@@ -49,7 +49,8 @@ def load_from_catalog(
     data_centre : str, optional
         Where it lives, outright.
     data_centres : DataCentres, path, or mapping, optional
-        Rules that say where it lives; by default the file that `dask.config` names (``pools.data-centres``).
+        Rules that say where it lives; by default those that the catalogue goes by, or the file that
+        `dask.config` names (``pools.data-centres``).
     engine : str, optional
         One of xarray; by default found out beside the data, from what is there.
     chunks : dict, int or "auto", optional
@@ -83,11 +84,17 @@ def load_from_catalog(
         If the data centre's pool has no workers and nobody can start some.
     """
     from intake_pools.entries import entry_of
+    from intake_pools.lookup import entry_with
     from intake_pools.opening import open_entry
 
     known = None
-    if not isinstance(path, list | tuple) and replicas is None:
-        known = _known_entry(path, catalog, data_centres)
+    catalogue = _catalogue(catalog, data_centres)
+    if catalogue is not None and not isinstance(path, list | tuple) and replicas is None:
+        known = entry_with(path, catalogue)
+    if data_centres is None:
+        # Those of several files together are as many as there are files.
+        own = getattr(type(catalogue), "known_data_centres", None)
+        data_centres = None if own is None else own(catalogue)
     said = entry_of(
         path,
         name=None if known is None else known.name,
@@ -121,21 +128,17 @@ def load_from_catalog(
     return open_entry(known, data_centre if known.replicas else None)
 
 
-def _known_entry(path: str | os.PathLike[str], catalog: Any, data_centres: Any) -> Entry | None:
-    """Entry of a catalogue that has a path."""
-    from intake_pools.lookup import entry_with
-
+def _catalogue(catalog: Any, data_centres: Any) -> Any:
+    """Open the catalogue that is to be looked into, unless it is open; None if there is none."""
     catalog = dask.config.get("pools.catalog", None) if catalog is None else catalog
-    if catalog is None:
-        return None
     if isinstance(catalog, str | os.PathLike):
         catalog = open_catalog(catalog, data_centres=data_centres)
-    if not hasattr(catalog, "summary"):
+    if catalog is not None and not hasattr(catalog, "summary"):
         raise EntryError(
             f"catalog is {catalog!r:.80}; give the path or URL of a catalogue, or what "
             "intake_pools.open_catalog returns."
         )
-    return entry_with(path, catalog)
+    return catalog
 
 
 def open_catalog(

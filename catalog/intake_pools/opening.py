@@ -387,7 +387,8 @@ def _awaited(future: Future, entry: Entry, others: Iterable[Future]) -> Any:
     except PoolsError:
         raise
     except Exception as error:
-        return _Failure(f"the task that opens it failed: {scrub(filesystems.explained(error), entry)}")
+        why = scrub(filesystems.explained(error), entry).rstrip(".")
+        return _Failure(f"the task that opens it failed: {why}")
     finally:
         for one in (future, *others):
             one.release()

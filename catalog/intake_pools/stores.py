@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -505,6 +506,12 @@ def _guarded_store(source: Source, version: Version) -> Store:
     if not source.local:
         return GuardedStore(filesystems.zarr_store(source.url, source.storage_options, version.text))
     if os.path.isfile(source.url):
+        if not zipfile.is_zipfile(source.url):
+            start = _first_bytes(source.url, {})
+            raise EntryError(
+                f"{source.url} is a file, and no zip of a zarr store: it begins with {start!r}. For NetCDF take "
+                "the driver pooled_netcdf"
+            )
         return GuardedStore(ZipStore(source.url, mode="r", read_only=True))
     return GuardedStore(LocalStore(source.url, read_only=True))
 
