@@ -23,7 +23,7 @@ from intake_pools.known_drivers import refuse_options
 from intake_pools.readers import PooledReader
 from intake_pools.rules import directory_of, named_rules
 from intake_pools.summary import INTAKE, Summarised
-from intake_pools.urls import public_url
+from intake_pools.urls import DiscreetOptions, public_url
 
 if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres
@@ -373,6 +373,9 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
         # Options may come from parameters, so they are looked at when those are filled in.
         filled = self._filled(kwargs, {**self._defaults(own), **context}, above)
         refuse_options(filled)
+        if isinstance(options := filled.get("storage_options"), Mapping):
+            # Intake shows them in the repr of its data, and of what has that among its arguments.
+            filled["storage_options"] = DiscreetOptions(options)
         try:
             return _DATA[kind](**filled, metadata=dict(_mapping(spec.get("metadata"), "metadata")))
         except Exception as error:  # arguments that it does not have

@@ -509,8 +509,8 @@ def _guarded_store(source: Source, version: Version) -> Store:
         if not zipfile.is_zipfile(source.url):
             start = _first_bytes(source.url, {})
             raise EntryError(
-                f"{source.url} is a file, and no zip of a zarr store: it begins with {start!r}. For NetCDF take "
-                "the driver pooled_netcdf"
+                f"{source.url} is a file, and no zip of a zarr store: it begins with {start!r}. For NetCDF "
+                "take the driver pooled_netcdf"
             )
         return GuardedStore(ZipStore(source.url, mode="r", read_only=True))
     return GuardedStore(LocalStore(source.url, read_only=True))

@@ -348,3 +348,19 @@ def test_a_reader_of_ours_survives_stock_intakes_own_files(client, ecmwf, foreca
         assert opened["a"].data_centre == "ecmwf"
         assert get_pool(opened["a"].to_dask()) == "ecmwf"
         assert opened["b"].read().sizes == {"lat": 4, "lon": 5}
+
+
+def test_secrets_in_an_entry_of_version_2_are_in_no_repr_and_are_used(tmp_path):
+    options = "{key: hush-hush, secret: hush-hush, client_kwargs: {aws_session_token: hush-hush}}"
+    text = VERSION2.format(name="a", datatype="Zarr").replace("{CATALOG_DIR}", "s3://b")
+    (tmp_path / "two.yaml").write_text(text.replace("b/a'", f"b/a', storage_options: {options}"))
+    rules = {"data_centres": {"ecmwf": {"prefixes": ["s3://b"]}}}
+    catalogue = open_catalog(tmp_path / "two.yaml", data_centres=rules)
+    reader = catalogue["data"]
+    for shown in (catalogue, reader, reader.data, reader.kwargs, reader.to_entry(), reader._resolved()):
+        assert "hush" not in repr(shown)
+    assert reader._resolved().storage_options["client_kwargs"] == {"aws_session_token": "hush-hush"}
+    again = intake.entry.Catalog()
+    again["data"] = reader
+    again.to_yaml_file(str(tmp_path / "again.yaml"))
+    assert open_catalog(tmp_path / "again.yaml", data_centres=rules)["data"]._resolved() == reader._resolved()
