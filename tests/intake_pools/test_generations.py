@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 import yaml
 from click.testing import CliRunner
+from intake.readers import search
 from intake.readers.datatypes import HDF5, Zarr
 from intake.readers.readers import XArrayDatasetReader
 
@@ -133,6 +134,8 @@ def test_a_pipeline_of_version_2_starts_in_the_pool(client, ecmwf, forecast, nam
     xr.testing.assert_allclose(ours["first"].read().compute(), forecast["t"].isel(time=0))
     assert sorted(ours) == ["first", "mean"]
     assert list(ours.search("isel")) == ["first"]
+    assert list(ours.search(search.Any(search.Text("isel"), search.Text("lat")))) == ["first"]
+    assert sorted(ours.search(search.And(search.Importable(), search.Text("Method")))) == ["first", "mean"]
 
 
 def test_a_parameter_of_version_2_is_filled_in_and_checked(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 
 import intake
 import pytest
+from intake.readers.search import Importable
 from intake.source import classes
 
 from dask_pools.errors import DataCentresError, EntryError, PoolsError
@@ -172,6 +173,18 @@ ON_USE = {
         "data is of type 'evil_module:Evil'",
     ),
 }
+
+
+def test_searching_imports_nothing_either(attack, made):
+    path = attack.write(ON_USE["a reader, version 2"][0])
+    made.clear()
+    assert list(open_catalog(path, data_centres=RULES).search(Importable())) == []
+    assert not made
+    assert not attack.worked
+    assert not attack.looked_for
+    # Stock Intake answers this by importing what the entry names.
+    intake.open_catalog(path).search(Importable())
+    assert attack.worked
 
 
 @pytest.mark.parametrize("name", [*ON_OPENING, *ON_USE])
