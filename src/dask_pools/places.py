@@ -65,10 +65,10 @@ class Place(NamedTuple):
             path = path.rpartition("/")[0]
         yield root or "/"
         if self.scheme and self.scheme not in _WEB:
-            for end in range(len(self.authority), -1, -1):
-                stem = f"{self.scheme}://{self.authority[:end]}"
-                if not stem[-1].isalnum():
-                    yield stem + _STEM
+            for end in range(len(self.authority), 0, -1):
+                if not self.authority[end - 1].isalnum():
+                    yield f"{self.scheme}://{self.authority[:end]}{_STEM}"
+            yield f"{self.scheme}://{_STEM}"
 
     def components(self) -> list[str]:
         """Get what globs are compared with, one by one: the scheme and authority, then each directory."""
@@ -299,7 +299,7 @@ def _component(pattern: str) -> re.Pattern[str]:
         raise ValueError(f"{pattern!r} is no pattern: {error}") from None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Node:
     """One place in the tree of globs: what may follow in the next component."""
 
@@ -307,19 +307,18 @@ class _Node:
     plain: dict[str, _Node] = field(default_factory=dict)
     # Patterns by what they begin with before the first wild card: most are ruled out by that.
     wild: dict[str, list[tuple[re.Pattern[str], _Node]]] = field(default_factory=dict)
-    # Longest of those beginnings.
-    head: int = 0
+    # Lengths of those beginnings, the shortest first.
+    heads: tuple[int, ...] = ()
     # After ``**``: any number of components.
     anywhere: _Node | None = None
 
-    def follow(self, component: str) -> Iterator[_Node]:
-        if (node := self.plain.get(component)) is not None:
-            yield node
-        if self.wild:
-            for end in range(min(len(component), self.head) + 1):
-                for pattern, node in self.wild.get(component[:end], ()):
-                    if pattern.fullmatch(component):
-                        yield node
+    def follow(self, component: str) -> list[_Node]:
+        found = [node] if (node := self.plain.get(component)) is not None else []
+        for length in self.heads:
+            for pattern, node in self.wild.get(component[:length], ()):
+                if pattern.fullmatch(component):
+                    found.append(node)
+        return found
 
 
 class Rules:
@@ -329,7 +328,7 @@ class Rules:
         self._by_form: dict[tuple[str, str], Rule] = {}
         self._prefixes: dict[str, Rule] = {}
         self._globs = _Node()
-        self._any_globs = False
+        self._any_globs = self._any_hosts = False
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self._by_form.values())
@@ -347,6 +346,8 @@ class Rules:
             self._prefixes[form] = rule
         elif rule.kind == "glob":
             self._add_glob(form, rule)
+        elif rule.kind == "host":
+            self._any_hosts = True
         return None
 
     def _add_glob(self, form: str, rule: Rule) -> None:
@@ -360,7 +361,7 @@ class Rules:
                 node = node.plain.setdefault(component, _Node())
             else:
                 patterns = node.wild.setdefault(component[: wild.start()], [])
-                node.head = max(node.head, wild.start())
+                node.heads = tuple(sorted({*node.heads, wild.start()}))
                 pattern = _component(component)
                 known = next((after for one, after in patterns if one is pattern), None)
                 if known is None:
@@ -385,8 +386,8 @@ class Rules:
             if (rule := prefixes.get(prefix)) is not None:
                 found.append((len(prefix.rstrip(_STEM)), 2, rule))
         if self._any_globs and not place.relative:
-            found.extend((length, 1, rule) for length, rule in self._matching_globs(place))
-        if host := place.host:
+            found += self._matching_globs(place)
+        if self._any_hosts and (host := place.host):
             for form in _hosts(host):
                 if (rule := self._by_form.get(("host", form))) is not None:
                     # Less than any path on that host.
@@ -405,26 +406,27 @@ class Rules:
             return matching
         return [one for one in matching if one.data_centre == rule.data_centre] + [rule]
 
-    def _matching_globs(self, place: Place) -> Iterator[tuple[int, Rule]]:
-        nodes: list[tuple[_Node, bool]] = [(self._globs, False)]
+    def _matching_globs(self, place: Place) -> list[tuple[int, int, Rule]]:
+        found: list[tuple[int, int, Rule]] = []
+        nodes = [(self._globs, False)]
         covered = -1
-        seen: set[int] = set()
         for component in place.components():
             covered += 1 + len(component)
-            after: list[tuple[_Node, bool]] = []
+            after = []
             for node, stays in nodes:
                 if stays:
                     after.append((node, True))
-                after.extend((one, False) for one in node.follow(component))
+                after += [(one, False) for one in node.follow(component)]
+            if not after:
+                break
             # Nothing at all may stand for ``**``.
-            after.extend([(node.anywhere, True) for node, _ in after if node.anywhere is not None])
-            nodes = list({(id(node), stays): (node, stays) for node, stays in after}.values())
+            after += [(node.anywhere, True) for node, _ in after if node.anywhere is not None]
+            # By two ways to one place: once is enough.
+            nodes = list(dict.fromkeys(after)) if len(after) > 1 else after
             for node, _ in nodes:
-                if node.rule is not None and id(node) not in seen:
-                    seen.add(id(node))
-                    yield covered, node.rule
-            if not nodes:
-                return
+                if node.rule is not None and all(node.rule is not rule for _, _, rule in found):
+                    found.append((covered, 1, node.rule))
+        return found
 
     def of_region(self, scheme: str, region: str) -> Rule | None:
         """Rule for a region of a public cloud, such as ``eu-west-2`` of ``s3``, or None."""
