@@ -4,6 +4,11 @@ Each attack is first opened by `intake_pools.open_catalog`, which stops it befor
 exists, and then by stock Intake, where it works: so the attack is a real one.
 """
 
+import base64
+import json
+import os
+import pickle
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -12,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import intake
+import iris_sample_data
 import pytest
+import xarray as xr
 from intake.readers.search import Importable
 from intake.source import classes
 
-from dask_pools.errors import DataCentresError, EntryError, PoolsError
+from dask_pools.errors import DataCentresError, EntryError, PoolsError, UnreadableError
 from intake_pools import open_catalog
 
 RULES = {"data_centres": {"here": {"prefixes": ["/data/"]}}}
@@ -594,6 +601,61 @@ def test_a_trusted_catalogue_of_version_2_is_opened_by_intake_and_still_located(
     for name in ("a", "b"):
         with pytest.raises(EntryError, match="allow_code=True"):
             refusing[name]
+
+
+class Pickled:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> Any:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("kwargs", ["{}", "{engine: cfgrib}"])
+def test_an_index_that_somebody_left_beside_a_grib_file_is_not_unpickled(attack, alone, kwargs):
+    pytest.importorskip("cfgrib")
+    path = attack.directory / "a.grib2"
+    shutil.copy(Path(iris_sample_data.path) / "polar_stereo.grib2", path)
+    xr.open_dataset(path, engine="cfgrib").close()
+    (index,) = attack.directory.glob("*.idx")
+    index.write_bytes(pickle.dumps(Pickled(f"touch {attack.flag}")))
+    catalogue = attack.write(
+        f"sources: {{a: {{driver: xarray, args: {{urlpath: '{path}', xarray_kwargs: {kwargs}}}}}}}"
+    )
+    rules = {"data_centres": {"here": {"prefixes": [str(attack.directory)]}}}
+    assert open_catalog(catalogue, data_centres=rules)["a"].to_dask()["t"].size
+    assert not attack.worked
+    xr.open_dataset(path, engine="cfgrib").close()
+    assert attack.worked
+
+
+def test_chunks_that_are_written_out_as_pickles_are_not_unpickled(attack, alone):
+    array = {
+        "zarr_format": 2,
+        "shape": [1],
+        "chunks": [1],
+        "dtype": "|O",
+        "order": "C",
+        "fill_value": "",
+        # zarr itself refuses the latter where it is the only one.
+        "compressor": None,
+        "filters": [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 5}],
+    }
+    chunk = base64.b64encode(pickle.dumps(Pickled(f"touch {attack.flag}"))).decode()
+    references = {
+        ".zgroup": json.dumps({"zarr_format": 2}),
+        "v/.zarray": json.dumps(array),
+        "v/.zattrs": json.dumps({"_ARRAY_DIMENSIONS": ["x"]}),
+        "v/0": f"base64:{chunk}",
+    }
+    args = {"urlpath": "reference://", "storage_options": {"fo": {"version": 1, "refs": references}}}
+    entry = {"driver": "zarr", "args": args, "metadata": {"data_centre": "here"}}
+    opened = open_catalog(attack.write(json.dumps({"sources": {"a": entry}})), data_centres=RULES)
+    with pytest.raises(UnreadableError, match="unpickling data can execute arbitrary code"):
+        opened["a"].to_dask()["v"].compute()
+    assert not attack.worked
 
 
 def test_everything_refused_is_one_of_the_projects_errors():
