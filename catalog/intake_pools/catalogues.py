@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +184,8 @@ def open_catalog(
     """
     from intake_pools.intake1 import open_catalogue_at
 
-    for one in url if isinstance(url, list | tuple) and url else [url]:
+    given: Sequence[Any] = url if isinstance(url, list | tuple) and url else [url]
+    for one in given:
         if not isinstance(one, str | os.PathLike) or not os.fspath(one):
             raise EntryError(
                 f"The catalogue given is {one!r:.80}; give the path or URL of its file, a pattern such as "
@@ -192,20 +193,23 @@ def open_catalog(
             )
     known = None if data_centres is None else rules.load(data_centres)
     options = dict(storage_options) if storage_options else None
-    names = (
-        [os.fspath(one) for one in url] if isinstance(url, list | tuple) else _files(os.fspath(url), options)
+    return together(
+        [
+            open_catalogue_at(name, data_centres=known, storage_options=options, allow_code=allow_code)
+            for one in given
+            for name in files_of(os.fspath(one), options)
+        ]
     )
-    if len(names) == 1:
-        return open_catalogue_at(names[0], data_centres=known, storage_options=options, allow_code=allow_code)
-    opened = [
-        open_catalogue_at(name, data_centres=known, storage_options=options, allow_code=allow_code)
-        for name in names
-    ]
-    return _together(opened)
 
 
-def _files(name: str, storage_options: Mapping[str, Any] | None) -> list[str]:
-    """Files that a pattern or a directory stands for."""
+def files_of(name: str, storage_options: Mapping[str, Any] | None) -> list[str]:
+    """List the catalogues that a path or URL stands for, which may be a pattern or a directory.
+
+    Raises
+    ------
+    EntryError
+        If there are none.
+    """
     pattern = name
     if "*" not in name:
         if "://" in name or not os.path.isdir(name):
@@ -223,10 +227,18 @@ def _files(name: str, storage_options: Mapping[str, Any] | None) -> list[str]:
     return [files.unstrip_protocol(one) if "://" in pattern else one for one in sorted(paths)]
 
 
-def _together(opened: list[Any]) -> Any:
-    """Make one catalogue of the entries of several."""
+def together(opened: list[Any]) -> Any:
+    """Make one catalogue of the entries of several, of version 1; a single one stays as it is.
+
+    Raises
+    ------
+    EntryError
+        If two have an entry of the same name, or one is of version 2.
+    """
     from intake_pools.intake1 import CombinedCatalog
 
+    if len(opened) == 1:
+        return opened[0]
     entries: dict[str, Any] = {}
     for catalogue in opened:
         if not hasattr(catalogue, "_entries"):

@@ -314,6 +314,28 @@ def test_several_files_make_one_catalogue(tmp_path, rules):
         open_catalog(f"{tmp_path}/none*.yaml")
 
 
+@pytest.mark.parametrize(
+    "path", ["['{{ CATALOG_DIR }}/in-a.yaml', '{{ CATALOG_DIR }}/in-b.yaml']", "{{ CATALOG_DIR }}/in-*.yaml"]
+)
+def test_several_files_nested_as_one_have_the_rules_of_the_outer_one(tmp_path, rules, path):
+    for name in ("a", "b"):
+        (tmp_path / f"in-{name}.yaml").write_text(
+            f"sources: {{{name}: {{driver: zarr, args: {{urlpath: /data/{name}}}}}}}"
+        )
+    path = path if path.startswith("[") else f"'{path}'"
+    (tmp_path / "cat.yaml").write_text(
+        f"metadata: {{data_centres_file: {rules}}}\n"
+        f"sources: {{both: {{driver: yaml_files_cat, args: {{path: {path}}}}}}}"
+    )
+    catalogue = open_catalog(tmp_path / "cat.yaml")
+    assert sorted(catalogue.both) == ["a", "b"]
+    assert catalogue.both.b.data_centre == "ecmwf"
+    assert set(catalogue.walk()) == {"both", "both.a", "both.b"}
+    assert "a: ecmwf" in repr(catalogue.both)
+    listed = CliRunner().invoke(catalog, ["list", str(tmp_path / "cat.yaml")])
+    assert listed.output.splitlines() == ["both.a\tecmwf", "both.b\tecmwf"]
+
+
 def test_rules_of_the_setting_and_of_the_catalogue_merge(tmp_path):
     import dask
 
