@@ -65,9 +65,8 @@ class Place(NamedTuple):
             path = path.rpartition("/")[0]
         yield root or "/"
         if self.scheme and self.scheme not in _WEB:
-            for end in range(len(self.authority), 0, -1):
-                if not self.authority[end - 1].isalnum():
-                    yield f"{self.scheme}://{self.authority[:end]}{_STEM}"
+            for sign in reversed([*_SIGN.finditer(self.authority)]):
+                yield f"{self.scheme}://{self.authority[: sign.end()]}{_STEM}"
             yield f"{self.scheme}://{_STEM}"
 
     def components(self) -> list[str]:
@@ -82,6 +81,8 @@ _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}
 _PORTS = {"http": ":80", "https": ":443"}
 # What tells the prefix "s3://ecmwf-" from a bucket that is really called "ecmwf-"; in no URL.
 _STEM = "\0"
+# What may stand at the end of the beginning of a name.
+_SIGN = re.compile(r"[\W_]")
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -328,7 +329,7 @@ class Rules:
         self._by_form: dict[tuple[str, str], Rule] = {}
         self._prefixes: dict[str, Rule] = {}
         self._globs = _Node()
-        self._any_globs = self._any_hosts = False
+        self._any_globs = self._any_deep = self._any_hosts = False
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self._by_form.values())
@@ -355,6 +356,7 @@ class Rules:
         node = self._globs
         for component in place_of(form).components():
             if component == "**":
+                self._any_deep = True
                 node.anywhere = node.anywhere or _Node()
                 node = node.anywhere
             elif (wild := _WILD.search(component)) is None:
@@ -379,15 +381,16 @@ class Rules:
             Options for fsspec, which may name an endpoint.
         """
         place = place_of(url)
-        # Length of what a rule covers, and for a tie the plainer kind.
-        found: list[tuple[int, int, Rule]] = []
         prefixes = self._prefixes
-        for prefix in place.enclosing():
-            if (rule := prefixes.get(prefix)) is not None:
-                found.append((len(prefix.rstrip(_STEM)), 2, rule))
+        # Length of what a rule covers, and for a tie the plainer kind.
+        found = [
+            (len(prefix.rstrip(_STEM)), 2, prefixes[prefix])
+            for prefix in place.enclosing()
+            if prefix in prefixes
+        ]
         if self._any_globs and not place.relative:
             found += self._matching_globs(place)
-        if self._any_hosts and (host := place.host):
+        if self._any_hosts and place.authority and (host := place.host):
             for form in _hosts(host):
                 if (rule := self._by_form.get(("host", form))) is not None:
                     # Less than any path on that host.
@@ -416,11 +419,13 @@ class Rules:
             for node, stays in nodes:
                 if stays:
                     after.append((node, True))
-                after += [(one, False) for one in node.follow(component)]
+                # Most lead no further.
+                if node.heads or component in node.plain:
+                    after += [(one, False) for one in node.follow(component)]
             if not after:
                 break
-            # Nothing at all may stand for ``**``.
-            after += [(node.anywhere, True) for node, _ in after if node.anywhere is not None]
+            if self._any_deep:  # nothing at all may stand for ``**``
+                after += [(node.anywhere, True) for node, _ in after if node.anywhere is not None]
             # By two ways to one place: once is enough.
             nodes = list(dict.fromkeys(after)) if len(after) > 1 else after
             for node, _ in nodes:
