@@ -18,7 +18,7 @@ from intake.catalog.utils import COERCION_RULES, coerce
 
 from dask_pools.errors import EntryError
 from intake_pools import documents, templates
-from intake_pools.entries import Entry
+from intake_pools.entries import Entry, refuse_writing
 from intake_pools.known_drivers import Driver, adapted, driver_of, refuse_options
 from intake_pools.rules import directory_of, named_rules
 from intake_pools.summary import CATALOGUE, INTAKE, Summarised
@@ -420,6 +420,7 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
                 f"{', '.join(sorted(driver.arguments))}. If you trust who wrote the catalogue, open it with "
                 "allow_code=True"
             )
+        refuse_writing(args.get("xarray_kwargs"), self.name)
         if driver.name not in registry:
             raise self._wrong(
                 f"no driver {driver.name!r} is installed here, and this project has none of its own for it. "

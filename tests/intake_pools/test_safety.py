@@ -603,6 +603,37 @@ def test_a_trusted_catalogue_of_version_2_is_opened_by_intake_and_still_located(
             refusing[name]
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ("{mode: w}", "mode"),
+        ("{mode: a, engine: scipy}", "mode"),
+        ("{backend_kwargs: {mode: w}}", "mode"),
+        ("{backend_kwargs: {backend_kwargs: {mode: w}}}", "mode"),
+        ("{engine: h5netcdf, driver_kwds: {backing_store: true}}", "driver_kwds"),
+        ("{engine: zarr, store: /data/other}", "store"),
+    ],
+)
+@pytest.mark.parametrize("allow_code", [False, True])
+def test_what_an_entry_names_is_only_read(attack, alone, forecast, write, kwargs, message, allow_code):
+    path = attack.directory / "a.nc"
+    write(forecast, path)
+    before = path.read_bytes()
+    catalogue = attack.write(
+        f"sources: {{a: {{driver: netcdf, args: {{urlpath: {path}, xarray_kwargs: {kwargs}}}}}}}"
+    )
+    rules = {"data_centres": {"here": {"prefixes": [str(attack.directory)]}}}
+    with pytest.raises(EntryError, match=message):
+        open_catalog(catalogue, data_centres=rules, allow_code=allow_code)["a"].to_dask()
+    assert path.read_bytes() == before
+
+
+def test_what_is_left_to_intake_is_only_read_either(attack):
+    catalogue = attack.write("sources: {a: {driver: opendap, args: {urlpath: /a, xarray_kwargs: {mode: w}}}}")
+    with pytest.raises(EntryError, match="xarray_kwargs of a has mode 'w': what an entry names is only read"):
+        open_catalog(catalogue, data_centres=RULES)["a"]
+
+
 class Pickled:
     """What runs a command when it is unpickled."""
 
