@@ -615,9 +615,9 @@ def test_a_trusted_catalogue_of_version_2_is_opened_by_intake_and_still_located(
     ],
 )
 @pytest.mark.parametrize("allow_code", [False, True])
-def test_what_an_entry_names_is_only_read(attack, alone, forecast, write, kwargs, message, allow_code):
+def test_what_an_entry_names_is_only_read(attack, alone, kwargs, message, allow_code):
     path = attack.directory / "a.nc"
-    write(forecast, path)
+    path.write_bytes(b"CDF\x01")
     before = path.read_bytes()
     catalogue = attack.write(
         f"sources: {{a: {{driver: netcdf, args: {{urlpath: {path}, xarray_kwargs: {kwargs}}}}}}}"
