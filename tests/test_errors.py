@@ -241,6 +241,7 @@ SAID: list[dict[str, Any]] = [
     {"replicas": [{"url": "/data/a"}]},
     {"urlpath": "/data/a", "storage_options": 5},
     {"urlpath": "/data/a", "xarray_kwargs": {"cache": True}},
+    {"urlpath": "/data/a", "xarray_kwargs": {"mode": "w"}},
     {"urlpath": "/data/a", "engine": 5},
     {"urlpath": "/data/a", "version": []},
     {"urlpath": "/data/a", "residency": "go"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from dask_pools.data_centres import DataCentres, Given
-    from intake_pools.entries import Entry
 
 __all__ = ["load_from_catalog", "open_catalog"]
 
@@ -39,7 +38,8 @@ def load_from_catalog(
     """Open a path or URL in the data centre that hosts it.
 
     If an entry of the catalogue has it, as its URL, as one of its files or as a group in its store, it is
-    opened as the entry says, but for what is said here; else by the rules alone.
+    opened as the entry says, but for what is said here; else by the rules alone: those given here, or else
+    those of the catalogue.
 
     Parameters
     ----------
@@ -49,7 +49,8 @@ def load_from_catalog(
     data_centre : str, optional
         Where it lives, outright.
     data_centres : DataCentres, path, or mapping, optional
-        Rules that say where it lives; by default the file that `dask.config` names (``pools.data-centres``).
+        Rules that say where it lives; by default those that the catalogue goes by, or the file that
+        `dask.config` names (``pools.data-centres``).
     engine : str, optional
         One of xarray; by default found out beside the data, from what is there.
     chunks : dict, int or "auto", optional
@@ -83,11 +84,17 @@ def load_from_catalog(
         If the data centre's pool has no workers and nobody can start some.
     """
     from intake_pools.entries import entry_of
+    from intake_pools.lookup import entry_with
     from intake_pools.opening import open_entry
 
     known = None
-    if not isinstance(path, list | tuple) and replicas is None:
-        known = _known_entry(path, catalog, data_centres)
+    catalogue = _catalogue(catalog, data_centres)
+    if catalogue is not None and not isinstance(path, list | tuple) and replicas is None:
+        known = entry_with(path, catalogue)
+    if data_centres is None:
+        # Those of several files together are as many as there are files.
+        own = getattr(type(catalogue), "known_data_centres", None)
+        data_centres = None if own is None else own(catalogue)
     said = entry_of(
         path,
         name=None if known is None else known.name,
@@ -121,21 +128,17 @@ def load_from_catalog(
     return open_entry(known, data_centre if known.replicas else None)
 
 
-def _known_entry(path: str | os.PathLike[str], catalog: Any, data_centres: Any) -> Entry | None:
-    """Entry of a catalogue that has a path."""
-    from intake_pools.lookup import entry_with
-
+def _catalogue(catalog: Any, data_centres: Any) -> Any:
+    """Open the catalogue that is to be looked into, unless it is open; None if there is none."""
     catalog = dask.config.get("pools.catalog", None) if catalog is None else catalog
-    if catalog is None:
-        return None
     if isinstance(catalog, str | os.PathLike):
         catalog = open_catalog(catalog, data_centres=data_centres)
-    if not hasattr(catalog, "summary"):
+    if catalog is not None and not hasattr(catalog, "summary"):
         raise EntryError(
             f"catalog is {catalog!r:.80}; give the path or URL of a catalogue, or what "
             "intake_pools.open_catalog returns."
         )
-    return entry_with(path, catalog)
+    return catalog
 
 
 def open_catalog(
@@ -181,7 +184,8 @@ def open_catalog(
     """
     from intake_pools.intake1 import open_catalogue_at
 
-    for one in url if isinstance(url, list | tuple) and url else [url]:
+    given: Sequence[Any] = url if isinstance(url, list | tuple) and url else [url]
+    for one in given:
         if not isinstance(one, str | os.PathLike) or not os.fspath(one):
             raise EntryError(
                 f"The catalogue given is {one!r:.80}; give the path or URL of its file, a pattern such as "
@@ -189,20 +193,23 @@ def open_catalog(
             )
     known = None if data_centres is None else rules.load(data_centres)
     options = dict(storage_options) if storage_options else None
-    names = (
-        [os.fspath(one) for one in url] if isinstance(url, list | tuple) else _files(os.fspath(url), options)
+    return together(
+        [
+            open_catalogue_at(name, data_centres=known, storage_options=options, allow_code=allow_code)
+            for one in given
+            for name in files_of(os.fspath(one), options)
+        ]
     )
-    if len(names) == 1:
-        return open_catalogue_at(names[0], data_centres=known, storage_options=options, allow_code=allow_code)
-    opened = [
-        open_catalogue_at(name, data_centres=known, storage_options=options, allow_code=allow_code)
-        for name in names
-    ]
-    return _together(opened)
 
 
-def _files(name: str, storage_options: Mapping[str, Any] | None) -> list[str]:
-    """Files that a pattern or a directory stands for."""
+def files_of(name: str, storage_options: Mapping[str, Any] | None) -> list[str]:
+    """List the catalogues that a path or URL stands for, which may be a pattern or a directory.
+
+    Raises
+    ------
+    EntryError
+        If there are none.
+    """
     pattern = name
     if "*" not in name:
         if "://" in name or not os.path.isdir(name):
@@ -220,10 +227,18 @@ def _files(name: str, storage_options: Mapping[str, Any] | None) -> list[str]:
     return [files.unstrip_protocol(one) if "://" in pattern else one for one in sorted(paths)]
 
 
-def _together(opened: list[Any]) -> Any:
-    """Make one catalogue of the entries of several."""
+def together(opened: list[Any]) -> Any:
+    """Make one catalogue of the entries of several, of version 1; a single one stays as it is.
+
+    Raises
+    ------
+    EntryError
+        If two have an entry of the same name, or one is of version 2.
+    """
     from intake_pools.intake1 import CombinedCatalog
 
+    if len(opened) == 1:
+        return opened[0]
     entries: dict[str, Any] = {}
     for catalogue in opened:
         if not hasattr(catalogue, "_entries"):

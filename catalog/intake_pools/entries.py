@@ -32,7 +32,7 @@ from intake_pools.urls import (
 if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres
 
-__all__ = ["Entry", "entry_of", "scrub"]
+__all__ = ["Entry", "entry_of", "refuse_writing", "scrub"]
 
 COMBINING = ("combine", "concat_dim", "compat", "data_vars", "coords", "join", "combine_attrs", "parallel")
 """Arguments of `xarray.open_mfdataset` that `xarray.open_dataset` does not have."""
@@ -47,6 +47,8 @@ _DECIDED_HERE = {
     "filename_or_obj": "that is `urlpath`",
     "lock": "which libraries need one is known here",
     "preprocess": "a function in a catalogue is not run",
+    "store": "that is `urlpath`",
+    **dict.fromkeys(("driver", "driver_kwds", "open_kwargs"), "how a library opens a file is known here"),
 }
 
 
@@ -242,9 +244,6 @@ def _in_one_place(said: Mapping[str, Any], name: str | None, data_centres: Any) 
     name = name or _last_part(urls[0])
     options = dict(_mapping(said["storage_options"], "storage_options", name))
     kwargs = dict(_mapping(said["xarray_kwargs"], "xarray_kwargs", name))
-    for key in kwargs:
-        if key in _DECIDED_HERE:
-            raise EntryError(f"xarray_kwargs of {name} has {key!r}: {_DECIDED_HERE[key]}.")
     combining = {key: kwargs.pop(key) for key in COMBINING if key in kwargs}
     # Files are opened beside each other in any case.
     combining.pop("parallel", None)
@@ -253,6 +252,7 @@ def _in_one_place(said: Mapping[str, Any], name: str | None, data_centres: Any) 
         # Where xarray takes them from a URL; here it gets stores and files that are open.
         options = {**_mapping(nested["storage_options"], "storage_options", name), **options}
         kwargs["backend_kwargs"] = {key: one for key, one in nested.items() if key != "storage_options"}
+    _refuse_decided(kwargs, name)
     if engine == "kerchunk":  # of the package; it is zarr from references
         engine = "zarr"
         urls = tuple(url if is_references(url) else f"reference::{url}" for url in urls)
@@ -293,6 +293,30 @@ def _in_one_place(said: Mapping[str, Any], name: str | None, data_centres: Any) 
             patterns=patterns,
             residency=_residency(said["residency"], name, location.data_centre, data_centres),
         )
+
+
+def _refuse_decided(kwargs: Mapping[str, Any], name: str) -> None:
+    for given in (kwargs, kwargs.get("backend_kwargs")):
+        for key in given if isinstance(given, Mapping) else ():
+            if key in _DECIDED_HERE:
+                raise EntryError(f"xarray_kwargs of {name} has {key!r}: {_DECIDED_HERE[key]}.")
+    refuse_writing(kwargs, name)
+
+
+def refuse_writing(kwargs: Any, name: str) -> None:
+    """Refuse options for `xarray.open_dataset` with which a library would write to what it opens.
+
+    Raises
+    ------
+    EntryError
+    """
+    if isinstance(kwargs, Mapping):
+        # With "w", to open a file is to empty it.
+        if kwargs.get("mode", "r") != "r":
+            raise EntryError(
+                f"xarray_kwargs of {name} has mode {kwargs['mode']!r:.80}: what an entry names is only read."
+            )
+        refuse_writing(kwargs.get("backend_kwargs"), name)
 
 
 def _of_icechunk(

@@ -18,7 +18,7 @@ from intake.catalog.utils import COERCION_RULES, coerce
 
 from dask_pools.errors import EntryError
 from intake_pools import documents, templates
-from intake_pools.entries import Entry
+from intake_pools.entries import Entry, refuse_writing
 from intake_pools.known_drivers import Driver, adapted, driver_of, refuse_options
 from intake_pools.rules import directory_of, named_rules
 from intake_pools.summary import CATALOGUE, INTAKE, Summarised
@@ -355,8 +355,7 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
             raise self._wrong(str(error)) from None
         if isinstance(driver, str):
             source = self._nested(copies[0][0])
-            source.enclosing = self._home
-            if not isinstance(source, PooledCatalog):
+            if not isinstance(source, LocatedEntries):
                 return source  # of version 2, where catalogues have neither names nor descriptions
         else:
             source = self._source(driver, copies)
@@ -421,6 +420,7 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
                 f"{', '.join(sorted(driver.arguments))}. If you trust who wrote the catalogue, open it with "
                 "allow_code=True"
             )
+        refuse_writing(args.get("xarray_kwargs"), self.name)
         if driver.name not in registry:
             raise self._wrong(
                 f"no driver {driver.name!r} is installed here, and this project has none of its own for it. "
@@ -435,23 +435,31 @@ class PooledEntry(CatalogEntry):  # type: ignore[misc]  # Intake publishes no ty
             raise self._wrong(f"Intake's driver {driver.name!r} does not take it: {error}") from error
 
     def _nested(self, args: Mapping[str, Any]) -> Any:
-        path = args.get("path", args.get("urlpath"))
-        if not isinstance(path, str) or not path or "*" in path or "\0" in path:
-            raise self._wrong(f"its path is {path!r:.80}; it should be the path or URL of one catalogue")
+        from intake_pools.catalogues import files_of, together
+
+        given, home = args.get("path", args.get("urlpath")), self._home
+        paths = given if isinstance(given, list) else [given]
+        if not paths or not all(isinstance(path, str) and path and "\0" not in path for path in paths):
+            raise self._wrong(
+                f"its path is {given!r:.80}; it should be the path or URL of a catalogue, or a list of them"
+            )
         options = args.get("storage_options")
-        home = self._home
-        nested = open_catalogue_at(
-            _tidy(path),
-            data_centres=home._rules,
-            storage_options=dict(options)
-            if isinstance(options, Mapping) and options
-            else home.storage_options
-            if _beside(path, home)
-            else None,
-            allow_code=home.allow_code,
-            above=(*home.above, home._identity),
-        )
-        return nested
+        made = []
+        for path in map(_tidy, paths):
+            own = home.storage_options if _beside(path, home) else None
+            if isinstance(options, Mapping) and options:
+                own = dict(options)
+            for file in files_of(path, own):
+                nested = open_catalogue_at(
+                    file,
+                    data_centres=home._rules,
+                    storage_options=own,
+                    allow_code=home.allow_code,
+                    above=(*home.above, home._identity),
+                )
+                nested.enclosing = home
+                made.append(nested)
+        return together(made)
 
     def _stock_source(self, given: Mapping[str, Any]) -> Any:
         """Let Intake make the source, with all that it can run: the user said that the author is trusted."""

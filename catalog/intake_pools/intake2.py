@@ -15,6 +15,7 @@ from intake.readers import convert, datatypes, transform
 from intake.readers import readers as stock
 from intake.readers import user_parameters as parameters
 from intake.readers.entry import Catalog
+from intake.readers.search import SearchBase
 
 from dask_pools.errors import EntryError
 from intake_pools import templates
@@ -23,7 +24,7 @@ from intake_pools.known_drivers import refuse_options
 from intake_pools.readers import PooledReader
 from intake_pools.rules import directory_of, named_rules
 from intake_pools.summary import INTAKE, Summarised
-from intake_pools.urls import public_url
+from intake_pools.urls import DiscreetOptions, public_url
 
 if TYPE_CHECKING:
     from dask_pools.data_centres import DataCentres
@@ -179,20 +180,31 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
         made.enclosing = self.enclosing
         return made
 
-    def search(self, expr: str) -> PooledCatalog2:
-        """Make another one of the entries in which a text occurs."""
-        text = str(expr).lower()
-        kept = {
-            key: one
-            for key, one in self._document["entries"].items()
-            if text in key.lower()
-            or text in str(one).lower()
-            or any(text in a for a in self.get_aliases(key))
-        }
+    def search(self, expr: str | SearchBase) -> PooledCatalog2:
+        """Make another one of some of its entries.
+
+        Parameters
+        ----------
+        expr : str or intake.readers.search.SearchBase
+            A text that occurs in them, or an expression that lets them through; it lets none through that
+            cannot be used.
+        """
+        meets = self._meets if isinstance(expr, SearchBase) else self._contains
+        kept = [key for key in self._document["entries"] if meets(key, expr)]
         aliases = {name: key for name, key in self.aliases.items() if key in kept}
         # What the others refer to stays within reach, under names that nobody lists.
         document = {**self._document, "aliases": aliases, "listed": dict.fromkeys(kept)}
         return self._again(document, self._up_overrides)
+
+    def _meets(self, key: str, expr: SearchBase) -> bool:
+        try:
+            return bool(expr.filter(self._refer(key, ()).to_entry()))
+        except EntryError:
+            return False
+
+    def _contains(self, key: str, expr: Any) -> bool:
+        text, said = str(expr).lower(), self._document["entries"][key]
+        return any(text in one.lower() for one in (key, str(said), *self.get_aliases(key)))
 
     def __iter__(self) -> Iterator[str]:
         yield from self.aliases
@@ -373,6 +385,9 @@ class PooledCatalog2(Summarised, Catalog):  # type: ignore[misc]  # Intake publi
         # Options may come from parameters, so they are looked at when those are filled in.
         filled = self._filled(kwargs, {**self._defaults(own), **context}, above)
         refuse_options(filled)
+        if isinstance(options := filled.get("storage_options"), Mapping):
+            # Intake shows them in the repr of its data, and of what has that among its arguments.
+            filled["storage_options"] = DiscreetOptions(options)
         try:
             return _DATA[kind](**filled, metadata=dict(_mapping(spec.get("metadata"), "metadata")))
         except Exception as error:  # arguments that it does not have

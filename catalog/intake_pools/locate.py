@@ -167,7 +167,7 @@ def rules_of(
     if own is None or own is given or own.origin == given.origin:
         return given
     for one, other, together in _merged:
-        if one is given and other is own:
+        if other is own and (given is one or given is together):
             return together
     together = rules.merge([given, own])
     _merged.append((given, own, together))

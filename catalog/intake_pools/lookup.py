@@ -90,9 +90,9 @@ def _matches(name: str, entry: Entry, given: str, place: str) -> Iterator[_Match
     copies = entry.replicas or (entry,)
     for copy in copies:
         for part in copy.parts or (copy,):
-            if len(part.urls) == 1 and str(place_of(part.urls[0])) == place:
+            if len(copy.urls) == 1 and str(place_of(copy.urls[0])) == place:
                 # Of the first copy the path is the entry's own; of others, that copy is meant.
-                whole = entry if part is copies[0] else part
+                whole = entry if copy is copies[0] else copy
                 yield _Match(name, whole, 2, len(place))
                 continue
             for url in part.urls:

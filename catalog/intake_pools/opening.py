@@ -115,9 +115,9 @@ def open_tree(entry: Entry, data_centre: str | None = None) -> xr.DataTree:
     Parameters
     ----------
     entry : Entry
-        In one place. A group that it names is the root of the tree.
+        Each copy in one place. A group that it names is the root of the tree.
     data_centre : str, optional
-        Which copy to open; by default the first.
+        Which copy to open.
 
     Returns
     -------
@@ -131,23 +131,28 @@ def open_tree(entry: Entry, data_centre: str | None = None) -> xr.DataTree:
         If the pool has no workers and nobody can start some.
     """
     writing.install()
-    with _way_to(replicas.of(entry, data_centre)[:1]) as (client, copies):
-        (copy,) = copies
-        if copy.parts or copy.several:
-            raise EntryError(f"{copy.name} is more than one file; a tree is of one file or store.")
-        if client is None:
-            groups = _groups_below(copy)
-        else:
-            provision.ensure_workers(client, copy.location.data_centre)
-            groups = _in_pool(client, copy, _groups_below)
-        if isinstance(groups, _Failure):
-            raise EntryError(f"{copy.name} ({copy.shown}) cannot be opened: {groups.reason}.")
-        root = str(copy.xarray_kwargs.get("group") or "").strip("/")
-        datasets = {"/": _copy_opened_by(client, copy)}
-        for group in groups:
-            inside = {**copy.xarray_kwargs, "group": f"{root}/{group}".strip("/")}
-            datasets[group] = _copy_opened_by(client, replace(copy, xarray_kwargs=inside))
-        return xr.DataTree.from_dict(datasets)
+    with _way_to(replicas.of(entry, data_centre)) as (client, copies):
+        copies, _ = _in_order(client, copies)
+        _, tree = _first_opened(client, copies, _tree_opened_by)
+        return tree
+
+
+def _tree_opened_by(client: Client | None, copy: Entry) -> xr.DataTree:
+    if copy.parts or copy.several:
+        raise EntryError(f"{copy.name} is more than one file; a tree is of one file or store.")
+    if client is None:
+        groups = _groups_below(copy)
+    else:
+        provision.ensure_workers(client, copy.location.data_centre)
+        groups = _in_pool(client, copy, _groups_below)
+    if isinstance(groups, _Failure):
+        raise EntryError(f"{copy.name} ({copy.shown}) cannot be opened: {groups.reason}.")
+    root = str(copy.xarray_kwargs.get("group") or "").strip("/")
+    datasets = {"/": _copy_opened_by(client, copy)}
+    for group in groups:
+        inside = {**copy.xarray_kwargs, "group": f"{root}/{group}".strip("/")}
+        datasets[group] = _copy_opened_by(client, replace(copy, xarray_kwargs=inside))
+    return xr.DataTree.from_dict(datasets)
 
 
 @contextmanager
@@ -185,28 +190,37 @@ def _pools(entry: Entry) -> set[str]:
 
 def _opened_by(client: Client | None, copies: Sequence[Entry]) -> xr.Dataset:
     """Open the first of some copies of an entry that can be opened."""
+    copies, served = _in_order(client, copies)
+    copy, dataset = _first_opened(client, copies, _copy_opened_by)
+    if client is not None and len(copies) > 1 and dask.config.get("pools.compare-replicas"):
+        others = [one for one in copies if one is not copy and _pools(one) <= served]
+        _compare(client, copy, dataset, others)
+    return dataset
+
+
+def _in_order(client: Client | None, copies: Sequence[Entry]) -> tuple[Sequence[Entry], set[str]]:
+    """Sort copies, the one to open first; and name the pools that have workers, if that was looked at."""
+    if client is None or len(copies) == 1:
+        return copies, set()
+    served = set(client.sync(client.scheduler.pools_status)["pools"])
+    preferred = dask.config.get("pools.prefer") or []
+    return replicas.in_order(copies, served, remembered.pools(client), preferred), served
+
+
+def _first_opened(
+    client: Client | None, copies: Sequence[Entry], open_copy: Callable[[Client | None, Entry], T]
+) -> tuple[Entry, T]:
+    """Open copies one after the other until one can be opened."""
     if len(copies) == 1:
-        return _copy_opened_by(client, copies[0])
-    served: set[str] = set()
-    if client is not None:
-        served = set(client.sync(client.scheduler.pools_status)["pools"])
-        copies = replicas.in_order(
-            copies, served, remembered.pools(client), dask.config.get("pools.prefer") or []
-        )
+        return copies[0], open_copy(client, copies[0])
     failures: list[PoolsError] = []
     for copy in copies:
         try:
-            dataset = _copy_opened_by(client, copy)
+            return copy, open_copy(client, copy)
         except (EntryError, PoolUnavailableError) as error:
             failures.append(error)
             if copy is not copies[-1]:
-                warnings.warn(f"{error} The next replica is tried.", replicas.ReplicaWarning, stacklevel=4)
-            continue
-        if client is not None and dask.config.get("pools.compare-replicas"):
-            _compare(
-                client, copy, dataset, [one for one in copies if one is not copy and _pools(one) <= served]
-            )
-        return dataset
+                warnings.warn(f"{error} The next replica is tried.", replicas.ReplicaWarning, stacklevel=5)
     raise EntryError(
         f"None of the {len(copies)} replicas of {copies[0].name} can be opened: "
         + " ".join(f"({number}) {failure}" for number, failure in enumerate(failures, 1))
@@ -387,7 +401,8 @@ def _awaited(future: Future, entry: Entry, others: Iterable[Future]) -> Any:
     except PoolsError:
         raise
     except Exception as error:
-        return _Failure(f"the task that opens it failed: {scrub(filesystems.explained(error), entry)}")
+        why = scrub(filesystems.explained(error), entry).rstrip(".")
+        return _Failure(f"the task that opens it failed: {why}")
     finally:
         for one in (future, *others):
             one.release()

@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,7 @@ __all__ = [
 _ZARR_DOCUMENTS = ("zarr.json", ".zmetadata", ".zgroup", ".zarray", ".zattrs")
 # Engines that read file objects; others are given the URL itself.
 _FROM_FILE_OBJECTS = {"h5netcdf", "scipy"}
+_GRIB = (".grib", ".grib2", ".grb", ".grb2")
 # Engines on libraries that know no threads.
 _LOCKED = {"netcdf4", "h5netcdf"}
 
@@ -297,6 +299,9 @@ def _engine(url: str, engine: str | None, storage_options: Mapping[str, Any]) ->
         return "netcdf4" if local else "scipy"
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return "netcdf4" if local else "h5netcdf"
+    # By its name as well, as cfgrib does: there may be a header of a bulletin before.
+    if engine is None and (start.startswith(b"GRIB") or url.endswith(_GRIB)):
+        return "cfgrib"
     if engine == NETCDF:
         raise EntryError(
             f"{public_url(url)} is not NetCDF: it begins with {start!r}. Name the engine that reads it: "
@@ -505,6 +510,12 @@ def _guarded_store(source: Source, version: Version) -> Store:
     if not source.local:
         return GuardedStore(filesystems.zarr_store(source.url, source.storage_options, version.text))
     if os.path.isfile(source.url):
+        if not zipfile.is_zipfile(source.url):
+            start = _first_bytes(source.url, {})
+            raise EntryError(
+                f"{source.url} is a file, and no zip of a zarr store: it begins with {start!r}. For NetCDF "
+                "take the driver pooled_netcdf"
+            )
         return GuardedStore(ZipStore(source.url, mode="r", read_only=True))
     return GuardedStore(LocalStore(source.url, read_only=True))
 
@@ -535,6 +546,9 @@ def _open(source: Source, version: Version) -> xr.Dataset:
         raise EntryError(
             f"engine {source.engine!r} takes no storage_options; h5netcdf and scipy read NetCDF with them"
         )
+    elif source.engine == "cfgrib":
+        # Else it keeps an index beside the file: a pickle, which anybody who may write there could have left.
+        kwargs.setdefault("indexpath", "")
     if source.only is not None:
         return netcdf_parts.open_part(source.url, [source.only], kwargs)
     # chunks=None: Dask comes in one floor up, with names of ours.

@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any
 
 __all__ = [
+    "DiscreetOptions",
     "document_of",
     "end_of",
     "fields_in",
@@ -52,6 +53,13 @@ def public_options(options: Any, objects: bool = False) -> Any:
     if objects or options is None or isinstance(options, bool | int | float | date):
         return options
     return type(options).__name__
+
+
+class DiscreetOptions(dict[str, Any]):
+    """Options whose secrets are in no repr, wherever others show them."""
+
+    def __repr__(self) -> str:
+        return repr(public_options(self))
 
 
 def public_url(url: str) -> str:

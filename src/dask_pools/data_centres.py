@@ -221,7 +221,9 @@ class DataCentres(BaseModel):
         storage_options : mapping, optional
             Options for fsspec, which may name an endpoint.
         """
-        return self._rules.matches(url, storage_options)
+        # Past pydantic, whose own way to what is private takes a tenth of the time of all this.
+        rules: Rules = (self.__pydantic_private__ or {})["_rules"]
+        return rules.matches(url, storage_options)
 
     def nearest(self, url: str) -> Rule | None:
         """Find the rule whose prefix looks most like the beginning of `url`, if one looks alike at all."""
@@ -562,7 +564,7 @@ def load(given: Given, *, environment: Mapping[str, str] | None = None) -> DataC
     DataCentresError
         If one is wrong, or two contradict each other.
     """
-    if isinstance(given, DataCentres):
+    if type(given) is DataCentres:  # pydantic's isinstance takes longer
         return given
     if isinstance(given, Mapping):
         return _validate(dict(given), "the data centres given", {})

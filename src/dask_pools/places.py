@@ -65,10 +65,9 @@ class Place(NamedTuple):
             path = path.rpartition("/")[0]
         yield root or "/"
         if self.scheme and self.scheme not in _WEB:
-            for end in range(len(self.authority), -1, -1):
-                stem = f"{self.scheme}://{self.authority[:end]}"
-                if not stem[-1].isalnum():
-                    yield stem + _STEM
+            for sign in reversed([*_SIGN.finditer(self.authority)]):
+                yield f"{self.scheme}://{self.authority[: sign.end()]}{_STEM}"
+            yield f"{self.scheme}://{_STEM}"
 
     def components(self) -> list[str]:
         """Get what globs are compared with, one by one: the scheme and authority, then each directory."""
@@ -82,6 +81,8 @@ _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs"}
 _PORTS = {"http": ":80", "https": ":443"}
 # What tells the prefix "s3://ecmwf-" from a bucket that is really called "ecmwf-"; in no URL.
 _STEM = "\0"
+# What may stand at the end of the beginning of a name.
+_SIGN = re.compile(r"[\W_]")
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -299,7 +300,7 @@ def _component(pattern: str) -> re.Pattern[str]:
         raise ValueError(f"{pattern!r} is no pattern: {error}") from None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Node:
     """One place in the tree of globs: what may follow in the next component."""
 
@@ -307,19 +308,18 @@ class _Node:
     plain: dict[str, _Node] = field(default_factory=dict)
     # Patterns by what they begin with before the first wild card: most are ruled out by that.
     wild: dict[str, list[tuple[re.Pattern[str], _Node]]] = field(default_factory=dict)
-    # Longest of those beginnings.
-    head: int = 0
+    # Lengths of those beginnings, the shortest first.
+    heads: tuple[int, ...] = ()
     # After ``**``: any number of components.
     anywhere: _Node | None = None
 
-    def follow(self, component: str) -> Iterator[_Node]:
-        if (node := self.plain.get(component)) is not None:
-            yield node
-        if self.wild:
-            for end in range(min(len(component), self.head) + 1):
-                for pattern, node in self.wild.get(component[:end], ()):
-                    if pattern.fullmatch(component):
-                        yield node
+    def follow(self, component: str) -> list[_Node]:
+        found = [node] if (node := self.plain.get(component)) is not None else []
+        for length in self.heads:
+            for pattern, node in self.wild.get(component[:length], ()):
+                if pattern.fullmatch(component):
+                    found.append(node)
+        return found
 
 
 class Rules:
@@ -329,7 +329,7 @@ class Rules:
         self._by_form: dict[tuple[str, str], Rule] = {}
         self._prefixes: dict[str, Rule] = {}
         self._globs = _Node()
-        self._any_globs = False
+        self._any_globs = self._any_deep = self._any_hosts = False
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self._by_form.values())
@@ -347,6 +347,8 @@ class Rules:
             self._prefixes[form] = rule
         elif rule.kind == "glob":
             self._add_glob(form, rule)
+        elif rule.kind == "host":
+            self._any_hosts = True
         return None
 
     def _add_glob(self, form: str, rule: Rule) -> None:
@@ -354,13 +356,14 @@ class Rules:
         node = self._globs
         for component in place_of(form).components():
             if component == "**":
+                self._any_deep = True
                 node.anywhere = node.anywhere or _Node()
                 node = node.anywhere
             elif (wild := _WILD.search(component)) is None:
                 node = node.plain.setdefault(component, _Node())
             else:
                 patterns = node.wild.setdefault(component[: wild.start()], [])
-                node.head = max(node.head, wild.start())
+                node.heads = tuple(sorted({*node.heads, wild.start()}))
                 pattern = _component(component)
                 known = next((after for one, after in patterns if one is pattern), None)
                 if known is None:
@@ -378,15 +381,16 @@ class Rules:
             Options for fsspec, which may name an endpoint.
         """
         place = place_of(url)
-        # Length of what a rule covers, and for a tie the plainer kind.
-        found: list[tuple[int, int, Rule]] = []
         prefixes = self._prefixes
-        for prefix in place.enclosing():
-            if (rule := prefixes.get(prefix)) is not None:
-                found.append((len(prefix.rstrip(_STEM)), 2, rule))
+        # Length of what a rule covers, and for a tie the plainer kind.
+        found = [
+            (len(prefix.rstrip(_STEM)), 2, prefixes[prefix])
+            for prefix in place.enclosing()
+            if prefix in prefixes
+        ]
         if self._any_globs and not place.relative:
-            found.extend((length, 1, rule) for length, rule in self._matching_globs(place))
-        if host := place.host:
+            found += self._matching_globs(place)
+        if self._any_hosts and place.authority and (host := place.host):
             for form in _hosts(host):
                 if (rule := self._by_form.get(("host", form))) is not None:
                     # Less than any path on that host.
@@ -405,26 +409,29 @@ class Rules:
             return matching
         return [one for one in matching if one.data_centre == rule.data_centre] + [rule]
 
-    def _matching_globs(self, place: Place) -> Iterator[tuple[int, Rule]]:
-        nodes: list[tuple[_Node, bool]] = [(self._globs, False)]
+    def _matching_globs(self, place: Place) -> list[tuple[int, int, Rule]]:
+        found: list[tuple[int, int, Rule]] = []
+        nodes = [(self._globs, False)]
         covered = -1
-        seen: set[int] = set()
         for component in place.components():
             covered += 1 + len(component)
-            after: list[tuple[_Node, bool]] = []
+            after = []
             for node, stays in nodes:
                 if stays:
                     after.append((node, True))
-                after.extend((one, False) for one in node.follow(component))
-            # Nothing at all may stand for ``**``.
-            after.extend([(node.anywhere, True) for node, _ in after if node.anywhere is not None])
-            nodes = list({(id(node), stays): (node, stays) for node, stays in after}.values())
+                # Most lead no further.
+                if node.heads or component in node.plain:
+                    after += [(one, False) for one in node.follow(component)]
+            if not after:
+                break
+            if self._any_deep:  # nothing at all may stand for ``**``
+                after += [(node.anywhere, True) for node, _ in after if node.anywhere is not None]
+            # By two ways to one place: once is enough.
+            nodes = list(dict.fromkeys(after)) if len(after) > 1 else after
             for node, _ in nodes:
-                if node.rule is not None and id(node) not in seen:
-                    seen.add(id(node))
-                    yield covered, node.rule
-            if not nodes:
-                return
+                if node.rule is not None and all(node.rule is not rule for _, _, rule in found):
+                    found.append((covered, 1, node.rule))
+        return found
 
     def of_region(self, scheme: str, region: str) -> Rule | None:
         """Rule for a region of a public cloud, such as ``eu-west-2`` of ``s3``, or None."""

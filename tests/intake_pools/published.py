@@ -1,4 +1,4 @@
-"""Catalogues as their owners published them, which are read and not part of this project."""
+"""Catalogues and files as their owners published them, which are read and not part of this project."""
 
 import os
 from pathlib import Path
@@ -14,3 +14,6 @@ github.com/pangeo-data/swot_adac_ogcms as ``swot-adac``. Neither states a licenc
 needs_published = pytest.mark.skipif(
     not PUBLISHED.is_dir(), reason=f"no published catalogues in {PUBLISHED} (set PUBLISHED_CATALOGUES)"
 )
+
+FILES = Path(os.environ.get("PUBLISHED_FILES", PUBLISHED.parent / "real-data"))
+"""Directory with ``eraint_uvz.nc`` and ``basin_mask.nc`` of github.com/pydata/xarray-data; may be missing."""

@@ -72,6 +72,14 @@ def test_a_directory_is_no_netcdf_file(client, ecmwf, named):
     )
 
 
+@pytest.mark.parametrize("arguments", [{"driver": "pooled_zarr"}, {"xarray_kwargs": {"engine": "zarr"}}])
+def test_a_file_that_is_no_zarr_store(client, ecmwf, named, forecast, write, arguments):
+    write(forecast, ecmwf / named)
+    assert f"{ecmwf}/{named} is a file, and no zip of a zarr store: it begins with b'\\x89HDF" in refusal(
+        named, **arguments
+    )
+
+
 def test_a_directory_without_zarr(client, ecmwf, named):
     (ecmwf / named).mkdir()
     assert f"{ecmwf}/{named} has no zarr metadata (zarr.json, .zmetadata, .zgroup)" in refusal(

@@ -181,9 +181,13 @@ def use(path: Path) -> None:
         return
     repr(catalogue)
     catalogue._repr_html_()
+    catalogue.walk(depth=3)
+    list(catalogue.search("a"))
     for name in list(catalogue):
         with suppress(PoolsError):
             catalogue.plain_entry(name)
+        with suppress(PoolsError):
+            repr(catalogue[name])
 
 
 @fuzzing

@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 import yaml
 from click.testing import CliRunner
+from intake.readers import search
 from intake.readers.datatypes import HDF5, Zarr
 from intake.readers.readers import XArrayDatasetReader
 
@@ -133,6 +134,8 @@ def test_a_pipeline_of_version_2_starts_in_the_pool(client, ecmwf, forecast, nam
     xr.testing.assert_allclose(ours["first"].read().compute(), forecast["t"].isel(time=0))
     assert sorted(ours) == ["first", "mean"]
     assert list(ours.search("isel")) == ["first"]
+    assert list(ours.search(search.Any(search.Text("isel"), search.Text("lat")))) == ["first"]
+    assert sorted(ours.search(search.And(search.Importable(), search.Text("Method")))) == ["first", "mean"]
 
 
 def test_a_parameter_of_version_2_is_filled_in_and_checked(tmp_path):
@@ -311,6 +314,28 @@ def test_several_files_make_one_catalogue(tmp_path, rules):
         open_catalog(f"{tmp_path}/none*.yaml")
 
 
+@pytest.mark.parametrize(
+    "path", ["['{{ CATALOG_DIR }}/in-a.yaml', '{{ CATALOG_DIR }}/in-b.yaml']", "{{ CATALOG_DIR }}/in-*.yaml"]
+)
+def test_several_files_nested_as_one_have_the_rules_of_the_outer_one(tmp_path, rules, path):
+    for name in ("a", "b"):
+        (tmp_path / f"in-{name}.yaml").write_text(
+            f"sources: {{{name}: {{driver: zarr, args: {{urlpath: /data/{name}}}}}}}"
+        )
+    path = path if path.startswith("[") else f"'{path}'"
+    (tmp_path / "cat.yaml").write_text(
+        f"metadata: {{data_centres_file: {rules}}}\n"
+        f"sources: {{both: {{driver: yaml_files_cat, args: {{path: {path}}}}}}}"
+    )
+    catalogue = open_catalog(tmp_path / "cat.yaml")
+    assert sorted(catalogue.both) == ["a", "b"]
+    assert catalogue.both.b.data_centre == "ecmwf"
+    assert set(catalogue.walk()) == {"both", "both.a", "both.b"}
+    assert "a: ecmwf" in repr(catalogue.both)
+    listed = CliRunner().invoke(catalog, ["list", str(tmp_path / "cat.yaml")])
+    assert listed.output.splitlines() == ["both.a\tecmwf", "both.b\tecmwf"]
+
+
 def test_rules_of_the_setting_and_of_the_catalogue_merge(tmp_path):
     import dask
 
@@ -348,3 +373,19 @@ def test_a_reader_of_ours_survives_stock_intakes_own_files(client, ecmwf, foreca
         assert opened["a"].data_centre == "ecmwf"
         assert get_pool(opened["a"].to_dask()) == "ecmwf"
         assert opened["b"].read().sizes == {"lat": 4, "lon": 5}
+
+
+def test_secrets_in_an_entry_of_version_2_are_in_no_repr_and_are_used(tmp_path):
+    options = "{key: hush-hush, secret: hush-hush, client_kwargs: {aws_session_token: hush-hush}}"
+    text = VERSION2.format(name="a", datatype="Zarr").replace("{CATALOG_DIR}", "s3://b")
+    (tmp_path / "two.yaml").write_text(text.replace("b/a'", f"b/a', storage_options: {options}"))
+    rules = {"data_centres": {"ecmwf": {"prefixes": ["s3://b"]}}}
+    catalogue = open_catalog(tmp_path / "two.yaml", data_centres=rules)
+    reader = catalogue["data"]
+    for shown in (catalogue, reader, reader.data, reader.kwargs, reader.to_entry(), reader._resolved()):
+        assert "hush" not in repr(shown)
+    assert reader._resolved().storage_options["client_kwargs"] == {"aws_session_token": "hush-hush"}
+    again = intake.entry.Catalog()
+    again["data"] = reader
+    again.to_yaml_file(str(tmp_path / "again.yaml"))
+    assert open_catalog(tmp_path / "again.yaml", data_centres=rules)["data"]._resolved() == reader._resolved()

@@ -10,7 +10,7 @@ import xarray as xr
 
 from dask_pools import explain, get_pool, pins, pool
 from dask_pools.errors import EntryError, MixedPoolsError, ResidencyError
-from intake_pools import load_from_catalog, opening, remembered
+from intake_pools import forget, load_from_catalog, opening, remembered
 from intake_pools.entries import entry_of
 from intake_pools.replicas import ReplicaWarning, in_order
 
@@ -118,6 +118,10 @@ def test_a_replica_that_fails_falls_to_the_next_with_a_warning(client, copies, e
         ds = opening.open_entry(copies)
     assert get_pool(ds) == "eumetsat"
     xr.testing.assert_allclose(ds.compute(), forecast)
+    forget()  # else what is open at eumetsat decides
+    with pytest.warns(ReplicaWarning, match="there is no .* The next replica is tried"):
+        tree = opening.open_tree(copies)
+    assert get_pool(tree["t"]) == "eumetsat"
 
 
 def test_if_every_replica_fails_all_reasons_are_given(client, named):

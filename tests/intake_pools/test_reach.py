@@ -21,6 +21,8 @@ pytestmark = pytest.mark.usefixtures("lazily")
 # Of the workers' environment, and of no entry, catalogue or setting of the client.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key-of-the-pool", "AWS_SECRET_ACCESS_KEY": "secret-of-the-pool"}
 NOWHERE = "http://127.0.0.1:9"
+# Nobody will be there the next time either.
+ONCE = {"retries": {"max_attempts": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_with_credentials_and_a_store_that_only_the_workers_have(
     # Without credentials, and with some, but no way to the store.
     for options in ({}, {"key": "any", "secret": "any-any"}):
         with pytest.raises(Exception, match=r"credentials|connect"):
-            fsspec.filesystem("s3", **options, skip_instance_cache=True).ls(bucket)
+            fsspec.filesystem("s3", **options, config_kwargs=ONCE, skip_instance_cache=True).ls(bucket)
 
     url = f"s3://{bucket}/a.{suffix}"
     (tmp_path / "cat.yaml").write_text(
@@ -153,3 +155,33 @@ def test_an_entry_is_opened_before_what_has_been_waiting_for_longer(
         Event(later, client=there).set()
         there.gather(busy)
         thread.join(60)
+
+
+def dying_once(flag: str) -> None:
+    """Have the first worker that looks at a file die of it; whoever has seen that goes on as before."""
+    import os
+
+    from intake_pools import stores
+
+    look = stores.version_of
+
+    def deadly(source: stores.Source) -> stores.Version:
+        stores.version_of = look
+        if not os.path.exists(flag):
+            open(flag, "w").close()
+            os._exit(1)
+        return look(source)
+
+    stores.version_of = deadly
+
+
+def test_an_entry_whose_worker_dies_while_it_is_opened_is_opened_by_another(
+    there, workers, forecast, write, tmp_path
+):
+    write(forecast, tmp_path / "a.nc")
+    there.run(dying_once, str(tmp_path / "died"))
+    ds = load_from_catalog(tmp_path / "a.nc", data_centre="ecmwf")
+    assert (tmp_path / "died").exists()
+    xr.testing.assert_allclose(ds.compute(), forecast)
+    # For the tests that come after this one.
+    there.wait_for_workers(len(workers), timeout=60)

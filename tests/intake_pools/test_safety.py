@@ -4,6 +4,11 @@ Each attack is first opened by `intake_pools.open_catalog`, which stops it befor
 exists, and then by stock Intake, where it works: so the attack is a real one.
 """
 
+import base64
+import json
+import os
+import pickle
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -12,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import intake
+import iris_sample_data
 import pytest
+import xarray as xr
+from intake.readers.search import Importable
 from intake.source import classes
 
-from dask_pools.errors import DataCentresError, EntryError, PoolsError
+from dask_pools.errors import DataCentresError, EntryError, PoolsError, UnreadableError
 from intake_pools import open_catalog
 
 RULES = {"data_centres": {"here": {"prefixes": ["/data/"]}}}
@@ -172,6 +180,18 @@ ON_USE = {
         "data is of type 'evil_module:Evil'",
     ),
 }
+
+
+def test_searching_imports_nothing_either(attack, made):
+    path = attack.write(ON_USE["a reader, version 2"][0])
+    made.clear()
+    assert list(open_catalog(path, data_centres=RULES).search(Importable())) == []
+    assert not made
+    assert not attack.worked
+    assert not attack.looked_for
+    # Stock Intake answers this by importing what the entry names.
+    intake.open_catalog(path).search(Importable())
+    assert attack.worked
 
 
 @pytest.mark.parametrize("name", [*ON_OPENING, *ON_USE])
@@ -581,6 +601,92 @@ def test_a_trusted_catalogue_of_version_2_is_opened_by_intake_and_still_located(
     for name in ("a", "b"):
         with pytest.raises(EntryError, match="allow_code=True"):
             refusing[name]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ("{mode: w}", "mode"),
+        ("{mode: a, engine: scipy}", "mode"),
+        ("{backend_kwargs: {mode: w}}", "mode"),
+        ("{backend_kwargs: {backend_kwargs: {mode: w}}}", "mode"),
+        ("{engine: h5netcdf, driver_kwds: {backing_store: true}}", "driver_kwds"),
+        ("{engine: zarr, store: /data/other}", "store"),
+    ],
+)
+@pytest.mark.parametrize("allow_code", [False, True])
+def test_what_an_entry_names_is_only_read(attack, alone, kwargs, message, allow_code):
+    path = attack.directory / "a.nc"
+    path.write_bytes(b"CDF\x01")
+    before = path.read_bytes()
+    catalogue = attack.write(
+        f"sources: {{a: {{driver: netcdf, args: {{urlpath: {path}, xarray_kwargs: {kwargs}}}}}}}"
+    )
+    rules = {"data_centres": {"here": {"prefixes": [str(attack.directory)]}}}
+    with pytest.raises(EntryError, match=message):
+        open_catalog(catalogue, data_centres=rules, allow_code=allow_code)["a"].to_dask()
+    assert path.read_bytes() == before
+
+
+def test_what_is_left_to_intake_is_only_read_either(attack):
+    catalogue = attack.write("sources: {a: {driver: opendap, args: {urlpath: /a, xarray_kwargs: {mode: w}}}}")
+    with pytest.raises(EntryError, match="xarray_kwargs of a has mode 'w': what an entry names is only read"):
+        open_catalog(catalogue, data_centres=RULES)["a"]
+
+
+class Pickled:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> Any:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("kwargs", ["{}", "{engine: cfgrib}"])
+def test_an_index_that_somebody_left_beside_a_grib_file_is_not_unpickled(attack, alone, kwargs):
+    pytest.importorskip("cfgrib")
+    path = attack.directory / "a.grib2"
+    shutil.copy(Path(iris_sample_data.path) / "polar_stereo.grib2", path)
+    xr.open_dataset(path, engine="cfgrib").close()
+    (index,) = attack.directory.glob("*.idx")
+    index.write_bytes(pickle.dumps(Pickled(f"touch {attack.flag}")))
+    catalogue = attack.write(
+        f"sources: {{a: {{driver: xarray, args: {{urlpath: '{path}', xarray_kwargs: {kwargs}}}}}}}"
+    )
+    rules = {"data_centres": {"here": {"prefixes": [str(attack.directory)]}}}
+    assert open_catalog(catalogue, data_centres=rules)["a"].to_dask()["t"].size
+    assert not attack.worked
+    xr.open_dataset(path, engine="cfgrib").close()
+    assert attack.worked
+
+
+def test_chunks_that_are_written_out_as_pickles_are_not_unpickled(attack, alone):
+    array = {
+        "zarr_format": 2,
+        "shape": [1],
+        "chunks": [1],
+        "dtype": "|O",
+        "order": "C",
+        "fill_value": "",
+        # zarr itself refuses the latter where it is the only one.
+        "compressor": None,
+        "filters": [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 5}],
+    }
+    chunk = base64.b64encode(pickle.dumps(Pickled(f"touch {attack.flag}"))).decode()
+    references = {
+        ".zgroup": json.dumps({"zarr_format": 2}),
+        "v/.zarray": json.dumps(array),
+        "v/.zattrs": json.dumps({"_ARRAY_DIMENSIONS": ["x"]}),
+        "v/0": f"base64:{chunk}",
+    }
+    args = {"urlpath": "reference://", "storage_options": {"fo": {"version": 1, "refs": references}}}
+    entry = {"driver": "zarr", "args": args, "metadata": {"data_centre": "here"}}
+    opened = open_catalog(attack.write(json.dumps({"sources": {"a": entry}})), data_centres=RULES)
+    with pytest.raises(UnreadableError, match="unpickling data can execute arbitrary code"):
+        opened["a"].to_dask()["v"].compute()
+    assert not attack.worked
 
 
 def test_everything_refused_is_one_of_the_projects_errors():
