@@ -170,7 +170,7 @@ def status(address: str | None, timeout: float) -> None:
             str(one.load.processing),
             f"{one.load.seconds:.0f} s",
             format_bytes(one.held),
-            ", ".join(filter(None, [_at(found, one.pool), one.remark])),
+            one.remark,
         )
     # Where there is no terminal, nothing is cut to the width of one.
     console = Console(width=None if sys.stdout.isatty() else 250)
@@ -179,11 +179,5 @@ def status(address: str | None, timeout: float) -> None:
         if one.supply is not None and one.supply.failed is not None:
             console.print(f"{one.pool}: {one.supply.failed}", markup=False, highlight=False, soft_wrap=True)
     for pool, site in found.sites.items():
-        if site.problem is not None:
-            console.print(f"{pool}: {site.problem}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _at(found: Found, pool: str) -> str:
-    """Say how the site of a pool stands, if it has one."""
-    site = found.sites.get(pool)
-    return f"{site.host} {site.state}" if site is not None else ""
+        said = f"{pool}: control host {site.host} is {site.state}. {site.problem or ''}".rstrip()
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
