@@ -24,7 +24,7 @@ from typing import TypeVar
 import psutil
 from hand import Hand
 from network_inside import HOMES, USER
-from topology import Addresses, SiteLink, addresses
+from topology import ETHERNET, MTU, Addresses, SiteLink, addresses
 
 Made = TypeVar("Made")
 
@@ -206,7 +206,8 @@ class Host:
         return _counted(self.run("ip", "-s", "-json", "link", "show", "dev", "lo"), "tx_bytes")
 
     def _counter(self, name: str) -> int:
-        return _counted(self.in_gate("ip", "-s", "-json", "link", "show", "dev", "up"), name)
+        shown = self.in_gate("ip", "-s", "-json", "link", "show", "dev", "up")
+        return _counted(shown, name) - ETHERNET * _counted(shown, f"{name[:2]}_packets")
 
     def capture(self) -> Capture:
         """Start to collect all that passes the link."""
@@ -233,10 +234,12 @@ class Host:
 
     def narrow(self, mtu: int) -> None:
         """Let packets of up to `mtu` bytes into the site, and lose larger ones without telling anybody."""
-        device = f"to{self.at.number}"
         enter = ["nsenter", "--target", str(self.internet), "--net"]
-        _run([*enter, "ip", "link", "set", device, "mtu", str(mtu)], None, self.environment)
-        if mtu < 1500:
+        # Of the route: a device that takes no larger ones would not let them out of the site either.
+        smaller = ["mtu", "lock", str(mtu)] if mtu < MTU else []
+        route = ["ip", "route", "replace", self.at.range, "dev", f"to{self.at.number}", *smaller]
+        _run([*enter, *route], None, self.environment)
+        if smaller:
             rule = "add rule inet lab lost icmp type destination-unreachable drop"
         else:
             rule = "flush chain inet lab lost"

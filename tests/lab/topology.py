@@ -12,6 +12,14 @@ from typing import Literal
 
 CONTROL_PORT = 22
 
+DELAY = 0.01
+"""Seconds from any site to any other."""
+
+MTU = 1500
+
+ETHERNET = 14
+"""Bytes of a packet on a link before its IP header."""
+
 Reach = Literal["open", "nat", "port"]
 
 
@@ -30,9 +38,6 @@ class SiteLink:
 
     rate: float = 100
     """Of the link to the internet, in Mbit/s, each way."""
-
-    delay: float = 0.005
-    """Of the link to the internet, in seconds, each way: 10 ms from site to site."""
 
     network: str = "192.168.7"
     """First three numbers of the private addresses of a site behind NAT. Sites may well have the same."""
