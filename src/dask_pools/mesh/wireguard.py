@@ -248,7 +248,8 @@ class Interface:
         # Before what workers compute on the same host: its socket has room for a hundredth of a second at
         # 100 Mbit/s, and what comes while it waits for a processor is lost. Only root may do this.
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, min(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
         command = ["setpriv", "--pdeathsig", "TERM", "wireguard-go", "--foreground", self.name]
         try:
             process = subprocess.Popen(
