@@ -123,6 +123,7 @@ class Host:
         What is run so is killed when the command is.
         """
         return (
+            *self._on_its_core,
             *("nsenter", "--target", str(self.pid), *ENTER, "--wdns=/srv"),
             *("setpriv", "--pdeathsig", "KILL", "env", f"HOME={HOMES}/root", "TMPDIR=/tmp"),
         )
@@ -131,10 +132,16 @@ class Host:
     def inside_as_user(self) -> tuple[str, ...]:
         """The same as an ordinary user, without any privilege."""
         return (
+            *self._on_its_core,
             *("nsenter", "--target", str(self.pid), *ENTER, f"--wdns={HOMES}/{USER}"),
             *("setpriv", "--reuid", USER, "--regid", USER, "--init-groups", "--inh-caps=-all"),
             *("setpriv", "--pdeathsig", "KILL", "env", f"HOME={HOMES}/{USER}", f"USER={USER}", "TMPDIR=/tmp"),
         )
+
+    @property
+    def _on_its_core(self) -> tuple[str, ...]:
+        core = self.at.link.core
+        return () if core is None else ("taskset", "--cpu-list", str(core))
 
     def run(self, *command: str, user: bool = False, text: str | None = None) -> str:
         """Run a command to its end; what it says.

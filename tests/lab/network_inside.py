@@ -252,8 +252,9 @@ SetEnv PATH={path}
 """
 
 
-def serve_ssh(hosts_of: dict[str, int], client: str, path: str) -> None:
+def serve_ssh(links: list[SiteLink], hosts_of: dict[str, int], path: str) -> None:
     """Start sshd on every control host, and let root and the user of the first site log in at all of them."""
+    client = links[0].name
     key = f"ssh-keygen -q -t ed25519 -N '' -C {USER}"
     inside = ("--mount", "--net", "--pid", "--uts")
     with ThreadPoolExecutor() as several:
@@ -268,12 +269,15 @@ def serve_ssh(hosts_of: dict[str, int], client: str, path: str) -> None:
     public = (roots[client] / HOMES[1:] / "root/.ssh/id_ed25519.pub").read_text()
     known = "".join(f"{name} {(root / 'srv/ssh/host.pub').read_text()}" for name, root in roots.items())
     (roots[client] / HOMES[1:] / "root/.ssh/known_hosts").write_text(known)
-    for name, pid in hosts_of.items():
+    for link in links:
+        name, pid = link.name, hosts_of[link.name]
         for user in ("root", USER):
             (roots[name] / "srv/ssh" / user).write_text(public)
         (roots[name] / "srv/ssh/sshd_config").write_text(SSHD.format(path=path))
+        core = "" if link.core is None else f"taskset --cpu-list {link.core}"
         # It puts itself into the background, and waits for nobody.
-        within(pid, "exec /usr/sbin/sshd -f /srv/ssh/sshd_config -E /srv/ssh/log </dev/null", *inside)
+        sshd = "/usr/sbin/sshd -f /srv/ssh/sshd_config -E /srv/ssh/log </dev/null"
+        within(pid, f"exec {core} {sshd}", *inside)
 
 
 def main() -> None:
@@ -297,7 +301,7 @@ def main() -> None:
 
     with ThreadPoolExecutor() as several:
         list(several.map(make, links))
-    serve_ssh({link.name: pids[link.name] for link in links}, links[0].name, order["path"])
+    serve_ssh(links, pids, order["path"])
     print("ready", flush=True)
     sys.stdin.read()
 
