@@ -41,7 +41,7 @@ from dask_pools.errors import PoolsError
 from dask_pools.propagate import connect
 from dask_pools.sites.home import Home, HomeError, homes
 
-__all__ = ["AtSite", "Found", "add", "adopt", "client", "down", "find", "up"]
+__all__ = ["Found", "SiteStatus", "add", "adopt", "client", "down", "find", "up"]
 
 # Of the directory of a cluster that is up, beside those that agents have on their hosts.
 PREFIX = "up-"
@@ -191,7 +191,7 @@ def add(pool: str, count: int, address: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class AtSite:
+class SiteStatus:
     """How things stand at the site of a pool."""
 
     host: str
@@ -207,7 +207,7 @@ class Found:
     """Of its scheduler."""
     security: Security | None = None
     """What it takes to be let in; None where that is not encrypted."""
-    sites: Mapping[str, AtSite] = field(default_factory=dict)
+    sites: Mapping[str, SiteStatus] = field(default_factory=dict)
     """By pool."""
 
 
@@ -228,7 +228,7 @@ def find(address: str | None = None) -> Found:
     return Found(
         shown["address"],
         Security(require_encryption=True, **shown["tls"]) if shown["tls"] else None,
-        {pool: AtSite(**site) for pool, site in shown["sites"].items()},
+        {pool: SiteStatus(**site) for pool, site in shown["sites"].items()},
     )
 
 
