@@ -8,12 +8,13 @@ Wanted, as a share of what TCP carries over the same link without a mesh:
 
 Medians of three rounds, in which the ways take turns. On the lab's network (`make bench-lab`, as root), where
 eumetsat and client are behind NAT, and ecmwf is not: eumetsat sends to ecmwf, and through it to the client.
-What is sent is random, so nothing can be compressed.
+Each site has one core, which it may share with another. What is sent is random, so nothing can be compressed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -26,8 +27,9 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / place) for place in ("
 
 from dask_inside import start_scheduler, start_worker, stop, transfer  # noqa: E402
 from meshes import Mesh, start_mesh  # noqa: E402
-from network import missing, start_network  # noqa: E402
+from network import THREE_SITES, missing, start_network  # noqa: E402
 from rates import rate  # noqa: E402
+from topology import one_core_each  # noqa: E402
 
 RAW = "TCP, no mesh"
 LIMITS = {
@@ -62,7 +64,8 @@ def main() -> int:
     if why := missing():
         print(f"Not run: {why}", file=sys.stderr)
         return 1
-    with start_network() as network, start_mesh(network) as mesh:
+    links = one_core_each(THREE_SITES, sorted(os.sched_getaffinity(0)))
+    with start_network(links) as network, start_mesh(network) as mesh:
         scheduler = mesh.hands["client"].call(start_scheduler, str(mesh.address("client")))
         for name, hand in mesh.hands.items():
             hand.call(start_worker, scheduler, str(mesh.address(name)), name)

@@ -1,8 +1,8 @@
 """The calculation of 2022 on a network of three sites: what it takes, and what crosses each link.
 
 A forecast of 18 x 33 x 960 x 1280 float32 (2.9 GB; `--size` makes it smaller) lies at ecmwf, observations to
-compare it with at eumetsat, and the client at a third site. Each has a link of 100 Mbit/s, 10 ms from any
-other. Wanted is the forecast's mean over its realizations, at one height, less the observations:
+compare it with at eumetsat, and the client at a third site. Each has one core, and a link of 100 Mbit/s, 10
+ms from any other. Wanted is the forecast's mean over its realizations, at one height, less the observations:
 
 - by pulling both files to the client, over HTTP, whole; and by reading only the ranges that are needed;
 - on the cluster without pins (`pools.propagate: false`), which has to fail, as it did then;
@@ -60,6 +60,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / place) for place in ("
 import at_sites  # noqa: E402
 from hand import Hand  # noqa: E402
 from network import Network, SiteLink, missing, start_network  # noqa: E402
+from topology import one_core_each  # noqa: E402
 
 from intake_pools.demo.sites import (  # noqa: E402
     FULL_SIZE,
@@ -537,7 +538,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="original-table-") as disk:
         whole = kinds[:1] if options.only != "compression" else []
         expected = {kind: lay_out(Path(disk), kind, shape, kind in whole) for kind in kinds}
-        links = [SiteLink(name) for name in ("client", "ecmwf", "eumetsat")]
+        links = one_core_each(map(SiteLink, ("client", "ecmwf", "eumetsat")), sorted(os.sched_getaffinity(0)))
         with start_network(links, disk) as network:
             lab = Lab(network)
             if options.only != "compression":

@@ -1,6 +1,7 @@
 """`dask pools status`: how the pools of a running cluster stand, by the word of its scheduler.
 
-It knows the scheduler's address and nothing of how the cluster was made.
+Of a cluster that is up on this machine it knows the scheduler's address, and how its sites stand, by asking
+who keeps it; of others what the user says. It knows nothing of how a cluster is made.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from typing import Any
 
 import click
 from dask.utils import format_bytes
+from distributed import Security
 from distributed.core import connect
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dask_pools.cluster.up import Found, find
 from dask_pools.config import in_seconds
 from dask_pools.demand import PoolLoad
+from dask_pools.errors import PoolsError
 from dask_pools.scheduler import NO_POOLS, Supply
 
 __all__ = ["PoolStatus", "ask", "read", "status"]
@@ -70,8 +74,16 @@ def read(answer: Mapping[str, Any]) -> list[PoolStatus]:
     ]
 
 
-async def ask(address: str, timeout: float) -> list[PoolStatus]:
+async def ask(address: str, timeout: float, security: Security | None = None) -> list[PoolStatus]:
     """Ask a scheduler how its pools stand.
+
+    Parameters
+    ----------
+    address : str
+    timeout : float
+        Seconds.
+    security : Security, optional
+        What it takes to be let in, where that is encrypted.
 
     Raises
     ------
@@ -79,7 +91,8 @@ async def ask(address: str, timeout: float) -> list[PoolStatus]:
         If it cannot be reached in time, or has not this project's plugin.
     """
     async with asyncio.timeout(timeout):
-        comm = await connect(address, timeout=timeout)
+        credentials = security.get_connection_args("client") if security is not None else {}
+        comm = await connect(address, timeout=timeout, **credentials)
         try:
             await comm.write({"op": "pools_status", "reply": True})
             answer = await comm.read()
@@ -97,8 +110,26 @@ def _seconds(value: str) -> float:
         raise click.BadParameter(f"{error}.") from None
 
 
+def _found(address: str | None) -> Found:
+    """Get the cluster that is up here, or the one at an address, about which may be more to know here."""
+    if address is not None and not address.startswith("tls://"):
+        return Found(address)
+    try:
+        return find(address)
+    except PoolsError as error:
+        if address is None:
+            raise click.ClickException(str(error)) from None
+    security = Security()  # as Dask's settings have it
+    if security.tls_ca_file is None:
+        raise click.ClickException(
+            f"The scheduler at {address} speaks TLS, and this machine has no certificate for it. Type it "
+            "where `dask pools up` runs, or set `distributed.comm.tls`."
+        )
+    return Found(address, security)
+
+
 @click.command()
-@click.argument("address")
+@click.argument("address", required=False)
 @click.option(
     "--timeout",
     type=_seconds,
@@ -107,17 +138,19 @@ def _seconds(value: str) -> float:
     show_default=True,
     help="How long to wait for the scheduler.",
 )
-def status(address: str, timeout: float) -> None:
-    """How the pools of the cluster stand whose scheduler is at ADDRESS (tcp://…).
+def status(address: str | None, timeout: float) -> None:
+    """How the pools stand of the cluster that is up on this machine, or whose scheduler is at ADDRESS.
 
     For each pool: the workers that there should be, those its launcher has been asked for, those of them that
     have not joined yet, and those that run tasks; tasks that wait and tasks sent to workers, with the time
     that one thread would take for both; and the bytes of the results that its workers hold.
     """
+    found = _found(address)
     try:
-        pools = asyncio.run(ask(address, timeout))
+        pools = asyncio.run(ask(found.address, timeout, found.security))
     except (OSError, ValueError) as error:
-        raise click.ClickException(f"No answer from {address}: {error or type(error).__name__}.") from error
+        problem = str(error) or type(error).__name__
+        raise click.ClickException(f"No answer from {found.address}: {problem}.") from error
     table = Table(box=box.SIMPLE)
     table.add_column("pool")
     for name in ("wanted", "requested", "starting", "running", "waiting", "sent", "work", "held"):
@@ -145,3 +178,6 @@ def status(address: str, timeout: float) -> None:
     for one in pools:
         if one.supply is not None and one.supply.failed is not None:
             console.print(f"{one.pool}: {one.supply.failed}", markup=False, highlight=False, soft_wrap=True)
+    for pool, site in found.sites.items():
+        said = f"{pool}: control host {site.host} is {site.state}. {site.problem or ''}".rstrip()
+        console.print(said, markup=False, highlight=False, soft_wrap=True)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+import tempfile
+import threading
+from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from distributed import Client, LocalCluster
 from scripted import Scripted, cluster_of
 
 from dask_pools import cli
-from dask_pools.cluster import LocalPools, PoolSpec
+from dask_pools.cluster import LocalPools, PoolCluster, PoolSpec, up
+from dask_pools.cluster.scheduler_process import scheduler_spec
+from dask_pools.sites.networks import TlsNetwork
 from leftovers import eventually
 
 
-def run(address: str, *options: str) -> str:
-    return str(CliRunner().invoke(cli.pools, ["status", address, *options]).output)
+def run(*arguments: str) -> str:
+    return str(CliRunner().invoke(cli.pools, ["status", *arguments]).output)
 
 
 def rows(address: str) -> dict[str, str]:
@@ -52,6 +58,27 @@ def test_status_of_what_has_no_pools_says_so() -> None:
         assert "the scheduler there has no pools" in run(cluster.scheduler_address)
     assert "No answer from tcp://127.0.0.1:1" in run("tcp://127.0.0.1:1")
     assert "'2 moons' is no time" in run("tcp://127.0.0.1:1", "--timeout", "2 moons")
+
+
+def test_status_needs_no_address_where_one_cluster_is_up_nor_a_certificate_where_it_is_encrypted(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(short_path))
+    network = TlsNetwork("127.0.0.1")
+    scheduler = scheduler_spec("here")
+    scheduler["options"] |= network.scheduler()
+    pools = {"ecmwf": PoolSpec(Scripted(), workers=0)}
+    with PoolCluster(pools, scheduler=scheduler, security=network.security) as cluster:
+        address = cluster.scheduler_address
+        assert "No cluster is up here" in run()
+        assert f"The scheduler at {address} speaks TLS, and this machine has no certificate" in run(address)
+        with up._reachable(cluster) as listening:
+            serving = threading.Thread(target=up._serve, args=(cluster, listening))
+            serving.start()
+            for arguments in ([], [address]):
+                assert re.search(r"^ *ecmwf +0 +0 +0 +0 ", run(*arguments), re.MULTILINE)
+            up._ask({"do": "down"}, None)
+            serving.join()
 
 
 def test_the_widget_scales_and_adapts_each_pool() -> None:

@@ -1,10 +1,9 @@
-"""A wire that takes its time: what goes in at one tun device comes out at another, a little later.
+"""A wire that takes its time: what is sent into a tun device comes out of it again, a little later.
 
-    python delay_relay.py NAME NAME SECONDS
+    python delay_relay.py NAME SECONDS
 
-Makes both devices, says ``ready``, and carries packets until it is killed. They may be moved to other network
-name spaces meanwhile. In user space because not every kernel has netem. Knows nothing of what it carries; it
-limits no rate: that is the devices' own queues' business.
+Makes the device, says ``ready``, and carries packets until it is killed. In user space because not every
+kernel has netem. Knows nothing of what it carries, nor from where to where; it limits no rate.
 """
 
 from __future__ import annotations
@@ -20,7 +19,11 @@ from contextlib import suppress
 
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
-LARGEST = 65535
+# Bytes. Without offloading, a tun device has no packets larger than its MTU, which is 1500.
+LARGEST = 2048
+TICK = 0.001
+"""Seconds between two looks at what has come. To be woken for each packet would cost more than carrying it,
+and the wire is to leave the processors to what is measured. Packets are that much late at most, twice."""
 
 
 def tun(name: str) -> int:
@@ -30,41 +33,38 @@ def tun(name: str) -> int:
     return fd
 
 
-def carry(one: int, other: int, delay: float) -> None:
-    """Carry packets both ways, for ever."""
-    now = time.monotonic
-    # What came in where, and when it is due at the other end. One delay for all: the first in is first out.
-    waiting: dict[int, deque[tuple[float, bytes]]] = {one: deque(), other: deque()}
-    ends = {one: other, other: one}
+def carry(fd: int, delay: float) -> None:
+    """Carry packets, for ever."""
+    # With when each is due. One delay for all: the first in is first out.
+    waiting: deque[tuple[float, bytes]] = deque()
     poll = select.epoll()
-    for fd in ends:
-        poll.register(fd, select.EPOLLIN)
+    poll.register(fd, select.EPOLLIN)
     while True:
-        due = min((queue[0][0] for queue in waiting.values() if queue), default=None)
-        for fd, _ in poll.poll(None if due is None else max(0.0, due - now())):
-            queue = waiting[fd]
-            try:
-                while True:
-                    queue.append((now() + delay, os.read(fd, LARGEST)))
-            except BlockingIOError:
-                pass
-            except OSError:  # the device is down: what is in it is lost, as on a wire that is cut
-                time.sleep(0.001)
-        for fd, queue in waiting.items():
-            while queue and queue[0][0] <= now():
-                try:
-                    os.write(ends[fd], queue.popleft()[1])
-                except OSError:
-                    continue  # likewise
+        if waiting:
+            time.sleep(TICK)
+        else:
+            poll.poll()
+        now = time.monotonic()
+        due = now + delay
+        try:
+            while True:
+                waiting.append((due, os.read(fd, LARGEST)))
+        except BlockingIOError:
+            pass
+        except OSError:  # the device is not up yet
+            time.sleep(TICK)
+        while waiting and waiting[0][0] <= now:
+            with suppress(OSError):
+                os.write(fd, waiting.popleft()[1])
 
 
 def main() -> None:
-    first, second, delay = sys.argv[1:]
+    name, delay = sys.argv[1:]
     with suppress(OSError):
         os.nice(-15)  # a wire is as fast as it is, however busy the machine
-    ends = tun(first), tun(second)
+    fd = tun(name)
     print("ready", flush=True)
-    carry(*ends, float(delay))
+    carry(fd, float(delay))
 
 
 if __name__ == "__main__":

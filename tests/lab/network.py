@@ -24,7 +24,7 @@ from typing import TypeVar
 import psutil
 from hand import Hand
 from network_inside import HOMES, USER
-from topology import Addresses, SiteLink, addresses
+from topology import ETHERNET, MTU, Addresses, SiteLink, addresses
 
 Made = TypeVar("Made")
 
@@ -123,6 +123,7 @@ class Host:
         What is run so is killed when the command is.
         """
         return (
+            *self._on_its_core,
             *("nsenter", "--target", str(self.pid), *ENTER, "--wdns=/srv"),
             *("setpriv", "--pdeathsig", "KILL", "env", f"HOME={HOMES}/root", "TMPDIR=/tmp"),
         )
@@ -131,10 +132,16 @@ class Host:
     def inside_as_user(self) -> tuple[str, ...]:
         """The same as an ordinary user, without any privilege."""
         return (
+            *self._on_its_core,
             *("nsenter", "--target", str(self.pid), *ENTER, f"--wdns={HOMES}/{USER}"),
             *("setpriv", "--reuid", USER, "--regid", USER, "--init-groups", "--inh-caps=-all"),
             *("setpriv", "--pdeathsig", "KILL", "env", f"HOME={HOMES}/{USER}", f"USER={USER}", "TMPDIR=/tmp"),
         )
+
+    @property
+    def _on_its_core(self) -> tuple[str, ...]:
+        core = self.at.link.core
+        return () if core is None else ("taskset", "--cpu-list", str(core))
 
     def run(self, *command: str, user: bool = False, text: str | None = None) -> str:
         """Run a command to its end; what it says.
@@ -206,7 +213,8 @@ class Host:
         return _counted(self.run("ip", "-s", "-json", "link", "show", "dev", "lo"), "tx_bytes")
 
     def _counter(self, name: str) -> int:
-        return _counted(self.in_gate("ip", "-s", "-json", "link", "show", "dev", "up"), name)
+        shown = self.in_gate("ip", "-s", "-json", "link", "show", "dev", "up")
+        return _counted(shown, name) - ETHERNET * _counted(shown, f"{name[:2]}_packets")
 
     def capture(self) -> Capture:
         """Start to collect all that passes the link."""
@@ -233,10 +241,12 @@ class Host:
 
     def narrow(self, mtu: int) -> None:
         """Let packets of up to `mtu` bytes into the site, and lose larger ones without telling anybody."""
-        device = f"to{self.at.number}"
         enter = ["nsenter", "--target", str(self.internet), "--net"]
-        _run([*enter, "ip", "link", "set", device, "mtu", str(mtu)], None, self.environment)
-        if mtu < 1500:
+        # Of the route: a device that takes no larger ones would not let them out of the site either.
+        smaller = ["mtu", "lock", str(mtu)] if mtu < MTU else []
+        route = ["ip", "route", "replace", self.at.range, "dev", f"to{self.at.number}", *smaller]
+        _run([*enter, *route], None, self.environment)
+        if smaller:
             rule = "add rule inet lab lost icmp type destination-unreachable drop"
         else:
             rule = "flush chain inet lab lost"

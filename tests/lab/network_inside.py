@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from topology import Addresses, SiteLink, addresses, firewall
+from topology import DELAY, Addresses, SiteLink, addresses, firewall
 
 HIDDEN = ("/run", "/tmp", "/var/tmp", "/srv", "/home", "/root", "/mnt", "/media")
 """Where hosts have files of their own. The first is needed for the others."""
@@ -30,6 +30,11 @@ USER = "scientist"
 USER_ID = 2000
 
 HERE = Path(__file__).parent
+
+WIRE, TO_WIRE = "wire", 100
+"""The device by which sites reach each other, and the table of routes that leads into it."""
+
+MAC = "02:00:00:00:00:01"
 
 
 def run(command: list[str], text: str = "") -> str:
@@ -154,21 +159,45 @@ def limit(rate: float, device: str) -> str:
     return f"tc qdisc add dev {device} root tbf rate {rate}mbit burst 32kb latency 50ms"
 
 
-def join_internet(at: Addresses, gate: int, host: int) -> None:
-    """Join a host to its gate, and the gate to the internet."""
-    name, number, rate = at.link.name, at.number, at.link.rate
-    up, down = f"up{number}", f"to{number}"
+def start_internet() -> None:
+    """Make the wire that all that one site sends another passes, once."""
     wire = subprocess.Popen(
-        [sys.executable, "-I", str(HERE / "delay_relay.py"), up, down, str(at.link.delay)],
+        [sys.executable, "-I", str(HERE / "delay_relay.py"), WIRE, str(DELAY)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert wire.stdout is not None
     if wire.stdout.readline() != "ready\n":
-        raise SystemExit(f"The link of {name} did not come up.")
-    run(["ip", "-batch", "-"], f"link set dev {up} netns {gate} name up\nlink set dev {down} up\n")
-    run(["ip", "route", "add", at.range, "dev", down])
+        raise SystemExit("The wire of the internet did not come up.")
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    for which in ("all", "default"):
+        Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6").write_text("1")
+        # What comes out of the wire is from addresses that are elsewhere.
+        Path(f"/proc/sys/net/ipv4/conf/{which}/rp_filter").write_text("0")
+    Path(f"/proc/sys/net/ipv4/conf/{WIRE}/rp_filter").write_text("0")
+    run(
+        ["ip", "-batch", "-"],
+        # Room for all that comes while the wire's process waits for a processor.
+        f"link set lo up\nlink set dev {WIRE} txqueuelen 10000 up\n"
+        f"route add default dev {WIRE} table {TO_WIRE}\n",
+    )
+    run(["nft", "-f", "-"], "table inet lab { chain lost { type filter hook output priority 0; }; }\n")
+
+
+def join_internet(at: Addresses, gate: int, host: int) -> None:
+    """Join a host to its gate, and the gate to the internet."""
+    number, rate = at.number, at.link.rate
+    down = f"to{number}"
+    # Nobody asks for the other end's address: both have the same. Packets are cut before they are sent, so
+    # that each has its headers where it is counted.
+    run(
+        ["ip", "-batch", "-"],
+        f"link add {down} address {MAC} type veth peer name up address {MAC} netns {gate}\n"
+        f"link set dev {down} arp off gso_max_segs 1 up\n"
+        f"route add {at.range} dev {down}\n"
+        f"rule add iif {down} lookup {TO_WIRE} pref {TO_WIRE}\n",
+    )
     run(limit(rate, down).split())
     # No IPv6 outside: what comes along a link is what somebody sends.
     forward = "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6"
@@ -179,7 +208,7 @@ def join_internet(at: Addresses, gate: int, host: int) -> None:
         ip -batch - <<'_END_'
         link set lo up
         addr add {at.gate}/32 dev up
-        link set dev up up
+        link set dev up arp off gso_max_segs 1 up
         route add default dev up
         link add lan type veth peer name eth0 netns {host}
         addr add {at.gate_inside}/{at.prefix} dev lan
@@ -223,8 +252,9 @@ SetEnv PATH={path}
 """
 
 
-def serve_ssh(hosts_of: dict[str, int], client: str, path: str) -> None:
+def serve_ssh(links: list[SiteLink], hosts_of: dict[str, int], path: str) -> None:
     """Start sshd on every control host, and let root and the user of the first site log in at all of them."""
+    client = links[0].name
     key = f"ssh-keygen -q -t ed25519 -N '' -C {USER}"
     inside = ("--mount", "--net", "--pid", "--uts")
     with ThreadPoolExecutor() as several:
@@ -239,12 +269,15 @@ def serve_ssh(hosts_of: dict[str, int], client: str, path: str) -> None:
     public = (roots[client] / HOMES[1:] / "root/.ssh/id_ed25519.pub").read_text()
     known = "".join(f"{name} {(root / 'srv/ssh/host.pub').read_text()}" for name, root in roots.items())
     (roots[client] / HOMES[1:] / "root/.ssh/known_hosts").write_text(known)
-    for name, pid in hosts_of.items():
+    for link in links:
+        name, pid = link.name, hosts_of[link.name]
         for user in ("root", USER):
             (roots[name] / "srv/ssh" / user).write_text(public)
         (roots[name] / "srv/ssh/sshd_config").write_text(SSHD.format(path=path))
+        core = "" if link.core is None else f"taskset --cpu-list {link.core}"
         # It puts itself into the background, and waits for nobody.
-        within(pid, "exec /usr/sbin/sshd -f /srv/ssh/sshd_config -E /srv/ssh/log </dev/null", *inside)
+        sshd = "/usr/sbin/sshd -f /srv/ssh/sshd_config -E /srv/ssh/log </dev/null"
+        within(pid, f"exec {core} {sshd}", *inside)
 
 
 def main() -> None:
@@ -252,13 +285,9 @@ def main() -> None:
     order = json.loads(sys.stdin.readline())
     links = [SiteLink(**one) for one in order["links"]]
     at = addresses(links)
-    run(["ip", "link", "set", "lo", "up"])
     # The internet itself runs wherever the test does, but shares no file of /run, where sockets are.
     run(["mount", "-t", "tmpfs", "lab-run", "/run"])
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-    for which in ("all", "default"):
-        Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6").write_text("1")
-    run(["nft", "-f", "-"], "table inet lab { chain lost { type filter hook output priority 0; }; }\n")
+    start_internet()
     pids: dict[str, int] = {}
 
     def make(link: SiteLink) -> None:
@@ -272,7 +301,7 @@ def main() -> None:
 
     with ThreadPoolExecutor() as several:
         list(several.map(make, links))
-    serve_ssh({link.name: pids[link.name] for link in links}, links[0].name, order["path"])
+    serve_ssh(links, pids, order["path"])
     print("ready", flush=True)
     sys.stdin.read()
 

@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from layout import observations, predictions
 from network import missing, start_network
+from topology import DELAY
 
 from intake_pools.shipped import shipped
 
@@ -46,7 +47,7 @@ def main() -> int:
             data.to_netcdf(path)
         sites = "\n".join(
             f"{host.name:10} {host.at.host:15} {SAID[host.at.link.reach].format(port=host.at.link.port)}; "
-            f"{host.at.link.rate:g} Mbit/s, {host.at.link.delay * 1000:g} ms each way to the internet"
+            f"{host.at.link.rate:g} Mbit/s, {DELAY * 1000:g} ms to any other"
             for host in network
         )
         print(WELCOME.format(sites=sites))

@@ -104,6 +104,12 @@ def test_what_passes_a_sites_link_is_wireguard_only(meshed):
             assert packet[header + 9 : header + 12] == bytes(3)
 
 
+def test_routers_of_root_do_not_wait_for_what_is_computed_on_their_hosts(meshed):
+    for name in SITES:
+        shown = meshed.network[name].run("ps", "-L", "-C", "wireguard-go", "-o", "ni=").split()
+        assert set(shown) == {"-10"}
+
+
 def holds(path: Path, secret: bytes) -> bool:
     try:
         return secret in path.read_bytes()

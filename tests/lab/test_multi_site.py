@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,9 @@ def test_the_same_by_one_command_through_a_mesh_of_sites_of_which_one_has_no_roo
             keys = check_secrets(network)
             assert client.run(*pools, "add", "ecmwf", "1") == "ecmwf: 2 workers wanted\n"
             assert eventually(lambda: hand.call(at_sites.attach)["ecmwf"] == 2, 120)
+            status = client.run(*pools, "status")
+            assert re.search(r"^ +ecmwf +2 +2 +0 +2 ", status, re.MULTILINE)
+            assert "eumetsat: control host eumetsat is connected." in status
             assert client.run(*pools, "down") == ""
             assert running.wait(60) == 0
         finally:

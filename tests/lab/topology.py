@@ -7,10 +7,19 @@ processes nor name spaces. The public addresses are those of RFC 5737, which nob
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 CONTROL_PORT = 22
+
+DELAY = 0.01
+"""Seconds from any site to any other."""
+
+MTU = 1500
+
+ETHERNET = 14
+"""Bytes of a packet on a link before its IP header."""
 
 Reach = Literal["open", "nat", "port"]
 
@@ -31,11 +40,20 @@ class SiteLink:
     rate: float = 100
     """Of the link to the internet, in Mbit/s, each way."""
 
-    delay: float = 0.005
-    """Of the link to the internet, in seconds, each way: 10 ms from site to site."""
+    core: int | None = None
+    """Core of this machine that whatever runs at the site has to do with; None for any."""
 
     network: str = "192.168.7"
     """First three numbers of the private addresses of a site behind NAT. Sites may well have the same."""
+
+
+def one_core_each(links: Iterable[SiteLink], cores: Sequence[int]) -> list[SiteLink]:
+    """Have each site make do with one core, so that none gets in the way of another.
+
+    For measuring what a network can do. Threads of `wireguard-go` that wake each other on another core, of a
+    virtual machine at that, take twice the time; and a site of its own would not share its cores with others.
+    """
+    return [replace(link, core=cores[number % len(cores)]) for number, link in enumerate(links)]
 
 
 @dataclass(frozen=True)

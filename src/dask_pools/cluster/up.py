@@ -1,8 +1,8 @@
 """`dask pools up`, `adopt`, `down` and `add`: a cluster from one command, and from another terminal.
 
-`up` and `adopt` stay in the foreground for as long as the cluster lives. The other two, and `client` in
-Python, find it by a socket in a directory that only this user can look into. It knows what a cluster can do,
-and nothing of sites.
+`up` and `adopt` stay in the foreground for as long as the cluster lives. The others, and `find` and `client`
+in Python, find it by a socket in a directory that only this user can look into. It knows what a cluster can
+do, and of sites only how they stand.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -40,7 +41,7 @@ from dask_pools.errors import PoolsError
 from dask_pools.propagate import connect
 from dask_pools.sites.home import Home, HomeError, homes
 
-__all__ = ["add", "adopt", "client", "down", "up"]
+__all__ = ["Found", "SiteStatus", "add", "adopt", "client", "down", "find", "up"]
 
 # Of the directory of a cluster that is up, beside those that agents have on their hosts.
 PREFIX = "up-"
@@ -189,6 +190,48 @@ def add(pool: str, count: int, address: str | None) -> None:
     click.echo(f"{pool}: {answer['wanted']} worker{'' if answer['wanted'] == 1 else 's'} wanted")
 
 
+@dataclass(frozen=True)
+class SiteStatus:
+    """How things stand at the site of a pool."""
+
+    host: str
+    state: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A cluster, as others than its own process reach it."""
+
+    address: str
+    """Of its scheduler."""
+    security: Security | None = None
+    """What it takes to be let in; None where that is not encrypted."""
+    sites: Mapping[str, SiteStatus] = field(default_factory=dict)
+    """By pool."""
+
+
+def find(address: str | None = None) -> Found:
+    """Find the cluster that `dask pools up` keeps on this machine.
+
+    Parameters
+    ----------
+    address : str, optional
+        Of its scheduler, where several clusters are up.
+
+    Raises
+    ------
+    NothingUpError
+        If there is none, or several and none is named.
+    """
+    shown = _ask({"do": "show"}, address)
+    return Found(
+        shown["address"],
+        Security(require_encryption=True, **shown["tls"]) if shown["tls"] else None,
+        {pool: SiteStatus(**site) for pool, site in shown["sites"].items()},
+    )
+
+
 def client(address: str | None = None, **kwargs: Any) -> Client:
     """Connect with a cluster that `dask pools up` keeps on this machine.
 
@@ -204,9 +247,8 @@ def client(address: str | None = None, **kwargs: Any) -> Client:
     NothingUpError
         If there is none, or several and none is named.
     """
-    shown = _ask({"do": "show"}, address)
-    security = Security(require_encryption=True, **shown["tls"]) if shown["tls"] else None
-    made = Client(shown["address"], security=security, **kwargs)
+    found = find(address)
+    made = Client(found.address, security=found.security, **kwargs)
     if not made.asynchronous:
         connect(made)
     return made
@@ -265,7 +307,11 @@ def _answer(cluster: PoolCluster, question: Mapping[str, Any]) -> dict[str, Any]
     security = cluster.security
     files = ("tls_ca_file", "tls_client_cert", "tls_client_key")
     tls = {name: getattr(security, name) for name in files} if security.tls_ca_file else {}
-    return {"address": cluster.scheduler_address, "tls": tls}
+    sites = {
+        name: {"host": site.host.host, "state": site.state, "problem": site.problem}
+        for name, site in getattr(cluster, "sites", {}).items()
+    }
+    return {"address": cluster.scheduler_address, "tls": tls, "sites": sites}
 
 
 def _say(to: socket.socket, answer: Mapping[str, Any]) -> None:
