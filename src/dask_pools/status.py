@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 from dask.utils import format_bytes
+from distributed import Security
 from distributed.core import connect
 from rich import box
 from rich.console import Console
@@ -70,8 +71,16 @@ def read(answer: Mapping[str, Any]) -> list[PoolStatus]:
     ]
 
 
-async def ask(address: str, timeout: float) -> list[PoolStatus]:
+async def ask(address: str, timeout: float, security: Security | None = None) -> list[PoolStatus]:
     """Ask a scheduler how its pools stand.
+
+    Parameters
+    ----------
+    address : str
+    timeout : float
+        Seconds.
+    security : distributed.Security, optional
+        What a scheduler with TLS is reached with; by default what Dask is configured with.
 
     Raises
     ------
@@ -79,7 +88,8 @@ async def ask(address: str, timeout: float) -> list[PoolStatus]:
         If it cannot be reached in time, or has not this project's plugin.
     """
     async with asyncio.timeout(timeout):
-        comm = await connect(address, timeout=timeout)
+        secured = (security or Security()).get_connection_args("client")
+        comm = await connect(address, timeout=timeout, **secured)
         try:
             await comm.write({"op": "pools_status", "reply": True})
             answer = await comm.read()
@@ -97,8 +107,20 @@ def _seconds(value: str) -> float:
         raise click.BadParameter(f"{error}.") from None
 
 
+def _whereabouts(address: str | None) -> tuple[str, Security | None]:
+    """Find the cluster that is meant: one that is up here has what it is reached with."""
+    from dask_pools.cluster.up import NothingUpError, whereabouts
+
+    try:
+        return whereabouts(address)
+    except NothingUpError as error:
+        if address is None:
+            raise click.ClickException(str(error)) from None
+        return address, None
+
+
 @click.command()
-@click.argument("address")
+@click.argument("address", required=False)
 @click.option(
     "--timeout",
     type=_seconds,
@@ -107,16 +129,17 @@ def _seconds(value: str) -> float:
     show_default=True,
     help="How long to wait for the scheduler.",
 )
-def status(address: str, timeout: float) -> None:
-    """How the pools of the cluster stand whose scheduler is at ADDRESS (tcp://…).
+def status(address: str | None, timeout: float) -> None:
+    """How the pools of the cluster stand whose scheduler is at ADDRESS (tcp://…), or that is up here.
 
     For each pool: the workers that there should be, those its launcher has been asked for, those of them that
     have not joined yet, and those that run tasks; tasks that wait and tasks sent to workers, with the time
     that one thread would take for both; and the bytes of the results that its workers hold.
     """
+    address, security = _whereabouts(address)
     try:
-        pools = asyncio.run(ask(address, timeout))
-    except (OSError, ValueError) as error:
+        pools = asyncio.run(ask(address, timeout, security))
+    except (OSError, ValueError, TypeError) as error:  # the last for one with TLS, by Dask without any
         raise click.ClickException(f"No answer from {address}: {error or type(error).__name__}.") from error
     table = Table(box=box.SIMPLE)
     table.add_column("pool")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import dask
 from click.testing import CliRunner
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Security
 from scripted import Scripted, cluster_of
 
 from dask_pools import cli
-from dask_pools.cluster import LocalPools, PoolSpec
+from dask_pools.cluster import LocalPools, PoolCluster, PoolSpec
 from leftovers import eventually
 
 
@@ -52,6 +54,25 @@ def test_status_of_what_has_no_pools_says_so() -> None:
         assert "the scheduler there has no pools" in run(cluster.scheduler_address)
     assert "No answer from tcp://127.0.0.1:1" in run("tcp://127.0.0.1:1")
     assert "'2 moons' is no time" in run("tcp://127.0.0.1:1", "--timeout", "2 moons")
+
+
+def test_status_of_a_scheduler_with_tls_takes_the_files_that_dask_is_configured_with(tmp_path: Path) -> None:
+    made = Security.temporary()
+    settings: dict[str, object] = {}
+    for part in ("ca_file", "client_cert", "client_key"):
+        (tmp_path / part).write_text(getattr(made, f"tls_{part}"))
+        settings[f"distributed.comm.tls.{part.replace('_', '-' if part == 'ca_file' else '.')}"] = str(
+            tmp_path / part
+        )
+    options = {"host": "127.0.0.1", "port": 0, "protocol": "tls", "security": made, "dashboard": False}
+    with PoolCluster(
+        {"ecmwf": PoolSpec(Scripted(), workers=0)},
+        scheduler={"cls": "distributed.Scheduler", "options": options},
+        security=made,
+    ) as cluster:
+        assert "No answer from tls://" in run(cluster.scheduler_address)
+        with dask.config.set(settings):
+            assert rows(cluster.scheduler_address)["ecmwf"].split()[1:5] == ["0"] * 4
 
 
 def test_the_widget_scales_and_adapts_each_pool() -> None:

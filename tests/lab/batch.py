@@ -79,8 +79,8 @@ end
 
 _APART = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
 
-# Each in the foreground: what they are started by waits for all. The node has a process name space of its own,
-# so that it and its jobs can end at one moment; a node that has crashed starts again.
+# Each in the foreground: what they are started by waits for all. The node has a process name space of its
+# own, so that it and its jobs can end at one moment; a node that has crashed starts again.
 _KEEP = """
 at=$1 root=$2
 shift 2

@@ -131,7 +131,8 @@ class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publish
             return None
         if self.timeout is not None and time.monotonic() - self.asked > self.timeout:
             return f"it did not join within {self.timeout:g} s"
-        return self._launched.overdue if isinstance(self._launched, Queued) else None
+        launched: object = self._launched
+        return launched.overdue if isinstance(launched, Queued) else None
 
     def _failed(self, why: str, error: BaseException | None) -> PoolUnavailableError:
         self.status = Status.failed

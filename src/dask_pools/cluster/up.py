@@ -40,7 +40,7 @@ from dask_pools.errors import PoolsError
 from dask_pools.propagate import connect
 from dask_pools.sites.home import Home, HomeError, homes
 
-__all__ = ["add", "adopt", "client", "down", "up"]
+__all__ = ["add", "adopt", "client", "down", "up", "whereabouts"]
 
 # Of the directory of a cluster that is up, beside those that agents have on their hosts.
 PREFIX = "up-"
@@ -204,12 +204,29 @@ def client(address: str | None = None, **kwargs: Any) -> Client:
     NothingUpError
         If there is none, or several and none is named.
     """
-    shown = _ask({"do": "show"}, address)
-    security = Security(require_encryption=True, **shown["tls"]) if shown["tls"] else None
-    made = Client(shown["address"], security=security, **kwargs)
+    found, security = whereabouts(address)
+    made = Client(found, security=security, **kwargs)
     if not made.asynchronous:
         connect(made)
     return made
+
+
+def whereabouts(address: str | None = None) -> tuple[str, Security | None]:
+    """Look up where the scheduler of a cluster is that is up on this machine, and what it is reached with.
+
+    Parameters
+    ----------
+    address : str, optional
+        Of the scheduler, where several clusters are up.
+
+    Raises
+    ------
+    NothingUpError
+        If there is none, or several and none is named.
+    """
+    shown = _ask({"do": "show"}, address)
+    security = Security(require_encryption=True, **shown["tls"]) if shown["tls"] else None
+    return shown["address"], security
 
 
 # Being found
