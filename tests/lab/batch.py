@@ -1,8 +1,8 @@
 """A real Slurm on one machine: one node, and a partition for each data centre.
 
 All of its daemons run in one process name space with a ``/run`` of their own, so they end, with whatever jobs
-there are, when the one process that keeps it does. They listen on the loopback interface only, at ports of
-their own. It knows nothing of Dask.
+there are, when the one process that keeps it does. They listen at one address only, of the loopback
+interface unless another is said, at ports of their own. It knows nothing of Dask.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ START_TIMEOUT = 60.0
 
 _CONF = """\
 ClusterName=lab
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={controller}
 SlurmdPort={daemon}
 SlurmUser=root
@@ -54,7 +54,7 @@ KillWait=2
 EnforcePartLimits=ALL
 JobSubmitPlugins=lua
 SchedulerParameters=batch_sched_delay=0
-NodeName=lab NodeHostname={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=16000
+NodeName=lab NodeHostname={host} NodeAddr={address} CPUs=16 RealMemory=16000
 """
 
 ROOT = Path("/srv")
@@ -151,7 +151,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def start_slurm(directory: Path, partitions: Iterable[str]) -> Iterator[Slurm]:
+def start_slurm(directory: Path, partitions: Iterable[str], address: str = "127.0.0.1") -> Iterator[Slurm]:
     """Start it; its node can take jobs when this yields.
 
     Parameters
@@ -160,14 +160,15 @@ def start_slurm(directory: Path, partitions: Iterable[str]) -> Iterator[Slurm]:
         Empty, and such that others may not write to it.
     partitions : iterable of str
         Each a line of ``slurm.conf`` without what all have in common.
+    address : str, optional
+        That of this host's name, on which the daemons listen.
     """
     missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
     if missing:
         raise RuntimeError(f"No {', '.join(missing)} here: apt-get install slurm-wlm munge")
     controller, daemon = _free_ports(2)
-    conf = _CONF.format(
-        host=socket.gethostname().partition(".")[0], directory=directory, controller=controller, daemon=daemon
-    )
+    host = socket.gethostname().partition(".")[0]
+    conf = _CONF.format(host=host, address=address, directory=directory, controller=controller, daemon=daemon)
     conf += "".join(f"PartitionName={one} Nodes=lab\n" for one in partitions)
     (directory / "slurm.conf").write_text(conf)
     (directory / "job_submit.lua").write_text(_JOB_SUBMIT)
