@@ -98,6 +98,8 @@ _RETURNED = {
     ("launchers/command.py", "ended"): _POOL,
     ("launchers/docker.py", "ended"): _POOL,
     ("launchers/jobqueue.py", "ended"): _POOL,
+    ("launchers/jobqueue.py", "overdue"): _POOL,
+    ("cluster/pool_worker.py", "overdue"): _POOL,
     ("launchers/local.py", "ended"): _POOL,
     ("", "cannot"): _FILE,
 }
@@ -113,6 +115,8 @@ PASSED_ON = {
     "launchers/jobqueue.py: await future": "the words of Slurm",
     "launchers/joining.py: ending.result()": "ended() of the launchers",
     "cluster/orphans.py: said or f'exit status {status}'": "what the command wrote",
+    "cluster/pool_cluster.py: overdue": "overdue of the worker",
+    "cluster/pool_worker.py: launched.overdue if isinstance(launched, Queued) else None": "theirs",
     "cluster/pool_cluster.py: reason": "_fail",
     "cluster/pool_cluster.py: why": "ended() of the launchers",
     "cluster/pool_cluster.py: worker.failure or str(error)": "_failed of pool_worker",

@@ -23,12 +23,6 @@ from dask._task_spec import (
     convert_legacy_graph,
     fuse_linear_task_spec,
 )
-from dask.array.chunk import argtopk
-from dask.array.core import getter, load_store_chunk
-from dask.array.optimization import _optimize_slices
-from dask.array.optimization import optimize as optimize_array
-from dask.bag.core import lazify
-from dask.bag.core import optimize as optimize_bag
 from dask.base import collections_to_expr
 from dask.blockwise import (
     Blockwise,
@@ -82,7 +76,38 @@ __all__ = [
     "watch_shards",
 ]
 
-optimize_slices: Callable[[dict[Key, GraphNode]], dict[Key, GraphNode]] = _optimize_slices
+# Arrays and bags are imported where they are used: each worker needs this module before it can join, and the
+# rest only with a task that does.
+
+
+def optimize_array(dsk: Any, keys: Any, **kwargs: Any) -> Any:
+    """Optimise a graph of arrays as Dask does."""
+    from dask.array.optimization import optimize
+
+    return optimize(dsk, keys, **kwargs)
+
+
+def optimize_slices(dsk: dict[Key, GraphNode]) -> dict[Key, GraphNode]:
+    """Join selections with the tasks that read what they select from."""
+    from dask.array.optimization import _optimize_slices
+
+    joined: dict[Key, GraphNode] = _optimize_slices(dsk)
+    return joined
+
+
+def optimize_bag(dsk: Any, keys: Any, **kwargs: Any) -> Any:
+    """Optimise a graph of bags as Dask does."""
+    from dask.bag.core import optimize
+
+    return optimize(dsk, keys, **kwargs)
+
+
+def lazify(dsk: dict[Key, GraphNode]) -> dict[Key, GraphNode]:
+    """Keep the last step of bags from making lists of what is only passed on."""
+    from dask.bag.core import lazify
+
+    made: dict[Key, GraphNode] = lazify(dsk)
+    return made
 
 
 def is_symbolic(layer: Mapping[Key, Any]) -> bool:
@@ -114,6 +139,8 @@ def store_targets(layer: Mapping[Key, Any]) -> dict[Key | None, Any]:
     Assumes that `dask.array.store` makes tasks that call `load_store_chunk` with the target as second
     argument, and that a symbolic layer of them has the target as its only literal input.
     """
+    from dask.array.core import load_store_chunk
+
     if isinstance(layer, Blockwise):
         if getattr(layer.task, "func", None) is not load_store_chunk:
             return {}
@@ -141,6 +168,8 @@ def reading_layer(name: str, sources: BlockwiseDep, slices: BlockwiseDep) -> Hig
     sources, slices : dask.blockwise.BlockwiseDep
         For each chunk, what to read from, and what of it.
     """
+    from dask.array.core import getter
+
     index = tuple(range(len(sources.numblocks)))
     layer = blockwise(getter, name, index, sources, index, slices, index, numblocks={}, _data_producer=True)
     return HighLevelGraph.from_collections(name, layer)
@@ -197,6 +226,8 @@ def partial_of(layer: Mapping[Key, Any], layers: Mapping[Any, Mapping[Key, Any]]
     """
     if not isinstance(layer, Blockwise):
         return None
+    from dask.array.chunk import argtopk
+
     made_by = getattr(layer.task, "func", None)
     keywords = getattr(made_by, "keywords", None)
     told = (layer.collection_annotations or {}).get("chunks")

@@ -201,7 +201,10 @@ def _agrees(asked: Mapping[str, Mapping[str, Any]]) -> bool:
     for pool, answer in asked.items():
         most = "" if answer["maximum"] is None else f", later {answer['maximum']} at most"
         workers = f"{answer['first']} worker{'' if answer['first'] == 1 else 's'}"
-        said = input(f"Pool {pool!r} has no workers. Start {workers}{most}? [y/N] ")
+        try:
+            said = input(f"Pool {pool!r} has no workers. Start {workers}{most}? [y/N] ")
+        except (EOFError, NotImplementedError):  # the latter where a notebook is run without anybody
+            raise _refusal(pool, ()) from None
         if said.strip().lower() not in ("y", "yes"):
             raise _refusal(pool, (), "you did not")
     return True

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import pickle
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 from typing import ClassVar
@@ -468,3 +470,12 @@ def test_the_duration_of_tasks_is_known_by_their_prefix(pools, client):
     client.gather(client.map(takes_a_while, [0.2, 0.2], pure=False))
     prefix = pools.scheduler.task_prefixes["takes_a_while"]
     assert 0.1 < internals.expected_duration(pools.scheduler, prefix) < 20
+
+
+def test_a_worker_joins_without_importing_what_only_some_tasks_need() -> None:
+    # What it is started with, and what the scheduler asks of it before it counts for its pool.
+    code = (
+        "import sys, dask_pools.traffic; "
+        "print({'dask.array', 'dask.bag', 'pandas', 'xarray'}.intersection(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

@@ -161,7 +161,11 @@ def test_what_killed_processes_have_left_is_ended_by_one_command(
     run: Callable[..., Started], tmp_path: Path
 ) -> None:
     owner, address = run("up", described(tmp_path, ONE))
+    # That it is up here is enough to be asked how it stands, which is told twice a second.
+    shown = r"ecmwf +1 +1 +0 +1 .*\n +eumetsat +1 +1 +0 +1 "
+    assert eventually(lambda: re.search(shown, CliRunner().invoke(cli.pools, ["status"]).output) is not None)
     killed(owner)
+    assert "`dask pools adopt` takes it over" in CliRunner().invoke(cli.pools, ["status"]).output
     owner, again = run("adopt", address)
     assert again == address
     with Client(address) as client:

@@ -204,6 +204,23 @@ def test_who_is_asked_decides(monkeypatch: pytest.MonkeyPatch):
         assert asked == [question, question]
 
 
+@pytest.mark.parametrize("nobody", [EOFError, NotImplementedError])
+def test_where_nobody_can_answer_it_is_refused(
+    nobody: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As with the end of a terminal's input, or in a notebook that is run by nbconvert.
+    def answer(question: str) -> str:
+        raise nobody(question)
+
+    monkeypatch.setattr(provision, "_can_be_asked", lambda: True)
+    monkeypatch.setattr("builtins.input", answer)
+    launcher = Scripted()
+    with cluster_of(ecmwf=PoolSpec(launcher, workers=0, provision="ask")) as cluster, cluster.get_client():
+        with pytest.raises(PoolUnavailableError, match="there is nobody to ask here"):
+            sum_of("ecmwf").compute()
+        assert not launcher.asked
+
+
 def test_a_call_may_ask_where_a_pool_would_come_by_itself():
     with cluster_of(ecmwf=PoolSpec(Scripted(), workers=0)) as cluster:
         client = cluster.get_client()

@@ -7,9 +7,10 @@ import tempfile
 import threading
 from pathlib import Path
 
+import dask
 import pytest
 from click.testing import CliRunner
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Security
 from scripted import Scripted, cluster_of
 
 from dask_pools import cli
@@ -79,6 +80,26 @@ def test_status_needs_no_address_where_one_cluster_is_up_nor_a_certificate_where
                 assert re.search(r"^ *ecmwf +0 +0 +0 +0 ", run(*arguments), re.MULTILINE)
             up._ask({"do": "down"}, None)
             serving.join()
+
+
+def test_status_of_a_scheduler_with_tls_takes_the_files_that_dask_is_configured_with(tmp_path: Path) -> None:
+    made = Security.temporary()
+    settings: dict[str, object] = {}
+    for part in ("ca_file", "client_cert", "client_key"):
+        (tmp_path / part).write_text(getattr(made, f"tls_{part}"))
+        settings[f"distributed.comm.tls.{part.replace('_', '-' if part == 'ca_file' else '.')}"] = str(
+            tmp_path / part
+        )
+    options = {"host": "127.0.0.1", "port": 0, "protocol": "tls", "security": made, "dashboard": False}
+    with (
+        PoolCluster(
+            {"ecmwf": PoolSpec(Scripted(), workers=0)},
+            scheduler={"cls": "distributed.Scheduler", "options": options},
+            security=made,
+        ) as cluster,
+        dask.config.set(settings),
+    ):
+        assert rows(cluster.scheduler_address)["ecmwf"].split()[1:5] == ["0"] * 4
 
 
 def test_the_widget_scales_and_adapts_each_pool() -> None:

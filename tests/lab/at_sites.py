@@ -10,13 +10,16 @@ import io
 import logging
 import os
 import socket
+import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dask
 import numpy as np
+from batch import start_slurm
 from distributed import Client, Future, get_worker
 
 from dask_pools.cluster import up as commands
@@ -43,6 +46,19 @@ WITH_HERE = DATA_CENTRES.replace(
     "data_centres:\n", "data_centres:\n  here: {workers: {launcher: local, minimum: 1}}\n"
 )
 """The same, with a pool on the client's machine."""
+
+WITH_JOBS = DATA_CENTRES.replace(
+    "data_centres:\n",
+    f"""data_centres:
+  queue:
+    workers:
+      launcher: slurm
+      memory: 1 GiB
+      minimum: 1
+      slurm: {{queue: compute, python: {sys.executable}, log_directory: /tmp}}
+""",
+)
+"""The same, with jobs of the batch system that the client's machine has by `start_batch`."""
 
 MESH = shipped("weather-data-centres.yaml").read_text()
 """The scheduler and eumetsat only go out, and meet at ecmwf; at eumetsat there is no root."""
@@ -86,6 +102,21 @@ def compressions() -> set[str]:
     return set(kept["client"].run(dask.config.get, "distributed.comm.compression").values())
 
 
+def start_batch() -> None:
+    """Start a batch system here, until `stop_batch`."""
+    stack = kept["batch"] = ExitStack()
+    directory = Path(stack.enter_context(TemporaryDirectory()))
+    here = socket.gethostbyname(socket.gethostname())
+    slurm = stack.enter_context(start_slurm(directory, ["compute"], here))
+    os.environ.update(slurm.env)
+    kept["slurm"] = slurm
+
+
+def jobs(*states: str) -> list[str]:
+    """Ids of the jobs of the batch system."""
+    return kept["slurm"].jobs(*states)
+
+
 def pools() -> dict[str, list[str]]:
     return kept["cluster"].pools
 
@@ -118,6 +149,14 @@ def down() -> None:
         cluster.close()
 
 
+def stop_batch() -> list[str]:
+    """Stop the batch system; ids of the jobs that were still there."""
+    left = jobs("PENDING", "RUNNING")
+    kept.pop("slurm")
+    kept.pop("batch").close()
+    return left
+
+
 def calculate() -> tuple[str, np.ndarray]:
     """Do the calculation of the README, from a catalogue of data that this host does not have."""
     import intake
@@ -132,10 +171,11 @@ def calculate() -> tuple[str, np.ndarray]:
 _slowly = lambda number: (time.sleep(1), number)[1]  # noqa: E731
 
 
-def begin(there: str, tasks: int) -> None:
-    """Begin with tasks of a second each in a pool, whose sum is wanted in the other."""
+def begin(there: str, tasks: int, other: str | None = None) -> None:
+    """Begin with tasks of a second each in a pool, whose sum is wanted in another."""
     client: Client = kept["client"]
-    (other,) = {"ecmwf", "eumetsat"} - {there}
+    if other is None:
+        (other,) = {"ecmwf", "eumetsat"} - {there}
     numbers = client.map(_slowly, range(tasks), resources={resource(there): 0}, pure=False)
     kept["futures"] = [client.submit(sum, numbers, resources={resource(other): 0}, pure=False)]
 

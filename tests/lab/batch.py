@@ -1,8 +1,8 @@
 """A real Slurm on one machine: one node, and a partition for each data centre.
 
 All of its daemons run in one process name space with a ``/run`` of their own, so they end, with whatever jobs
-there are, when the one process that keeps it does. They listen on the loopback interface only, at ports of
-their own. It knows nothing of Dask.
+there are, when the one process that keeps it does. They listen at one address only, of the loopback
+interface unless another is said, at ports of their own. It knows nothing of Dask.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ START_TIMEOUT = 60.0
 
 _CONF = """\
 ClusterName=lab
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={controller}
 SlurmdPort={daemon}
 SlurmUser=root
@@ -54,7 +54,7 @@ KillWait=2
 EnforcePartLimits=ALL
 JobSubmitPlugins=lua
 SchedulerParameters=batch_sched_delay=0
-NodeName=lab NodeHostname={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=16000
+NodeName=lab NodeHostname={host} NodeAddr={address} CPUs=16 RealMemory=16000
 """
 
 ROOT = Path("/srv")
@@ -79,14 +79,17 @@ end
 
 _APART = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
 
-# Each in the foreground: what they are started by waits for all. A node that has crashed starts again.
+# Each in the foreground: what they are started by waits for all. The node has a process name space of its
+# own, so that it and its jobs can end at one moment; a node that has crashed starts again.
 _KEEP = """
-mount -t tmpfs tmpfs /run && mkdir -p /run/munge && mount -t tmpfs tmpfs "$2"
-munged --foreground --force --num-threads 2 --socket "$1/munge.socket" --key-file "$1/munge.key" \
-    --pid-file /run/munge/munged.pid --log-file "$1/munge.log" --seed-file "$1/munge.seed" 2>/dev/null &
-while ! munge --socket "$1/munge.socket" --no-input >/dev/null 2>&1; do sleep 0.05; done
-slurmctld -D -c -f "$1/slurm.conf" >"$1/slurmctld.out" 2>&1 &
-while :; do slurmd -D -f "$1/slurm.conf" >>"$1/slurmd.out" 2>&1; sleep 0.2; done &
+at=$1 root=$2
+shift 2
+mount -t tmpfs tmpfs /run && mkdir -p /run/munge && mount -t tmpfs tmpfs "$root"
+munged --foreground --force --num-threads 2 --socket "$at/munge.socket" --key-file "$at/munge.key" \
+    --pid-file /run/munge/munged.pid --log-file "$at/munge.log" --seed-file "$at/munge.seed" 2>/dev/null &
+while ! munge --socket "$at/munge.socket" --no-input >/dev/null 2>&1; do sleep 0.05; done
+slurmctld -D -c -f "$at/slurm.conf" >"$at/slurmctld.out" 2>&1 &
+while :; do "$@" sh -c 'slurmd -D -f "$0" & wait' "$at/slurm.conf" >>"$at/slurmd.out" 2>&1; sleep 0.2; done &
 exec cat
 """
 
@@ -116,16 +119,13 @@ class Slurm:
         return self.run("squeue", "--noheader", "--format=%i", f"--states={','.join(states)}").split()
 
     def crash_node(self) -> None:
-        """Kill the node's daemon and whatever jobs run there, at once, as a loss of power does."""
+        """End the node's daemon and whatever jobs run there, all at one moment, as a loss of power does."""
         inside = psutil.Process(self.keeper.pid).children(recursive=True)
-        steps = [process for process in inside if process.name() == "slurmstepd"]
-        jobs = [process for step in steps for process in step.children(recursive=True)]
-        daemons = [process for process in inside if process.name() == "slurmd"]
-        assert daemons
-        assert jobs
-        for process in (*daemons, *steps, *jobs):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        [node] = [process for process in inside if _is_called(process, "unshare")]
+        # The kernel ends a process name space with its first process, which is gone when all others are.
+        [first] = node.children()
+        first.kill()
+        first.wait(60)
 
     def from_outside(self, path: str | Path) -> Path:
         """Where the test can reach what jobs have at an absolute path."""
@@ -134,6 +134,12 @@ class Slurm:
     def logs(self) -> str:
         """Get what its daemons wrote."""
         return "\n".join(path.read_text() for path in sorted(self.directory.glob("*.log")))
+
+
+def _is_called(process: psutil.Process, name: str) -> bool:
+    with suppress(psutil.NoSuchProcess):  # jobs come and go
+        return bool(process.name() == name)
+    return False
 
 
 def _free_ports(count: int) -> list[int]:
@@ -145,7 +151,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def start_slurm(directory: Path, partitions: Iterable[str]) -> Iterator[Slurm]:
+def start_slurm(directory: Path, partitions: Iterable[str], address: str = "127.0.0.1") -> Iterator[Slurm]:
     """Start it; its node can take jobs when this yields.
 
     Parameters
@@ -154,14 +160,15 @@ def start_slurm(directory: Path, partitions: Iterable[str]) -> Iterator[Slurm]:
         Empty, and such that others may not write to it.
     partitions : iterable of str
         Each a line of ``slurm.conf`` without what all have in common.
+    address : str, optional
+        That of this host's name, on which the daemons listen.
     """
     missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]
     if missing:
         raise RuntimeError(f"No {', '.join(missing)} here: apt-get install slurm-wlm munge")
     controller, daemon = _free_ports(2)
-    conf = _CONF.format(
-        host=socket.gethostname().partition(".")[0], directory=directory, controller=controller, daemon=daemon
-    )
+    host = socket.gethostname().partition(".")[0]
+    conf = _CONF.format(host=host, address=address, directory=directory, controller=controller, daemon=daemon)
     conf += "".join(f"PartitionName={one} Nodes=lab\n" for one in partitions)
     (directory / "slurm.conf").write_text(conf)
     (directory / "job_submit.lua").write_text(_JOB_SUBMIT)
@@ -173,7 +180,7 @@ def start_slurm(directory: Path, partitions: Iterable[str]) -> Iterator[Slurm]:
     for name in ("state", "spool"):
         (directory / name).mkdir()
     with subprocess.Popen(
-        [*_APART, "sh", "-c", _KEEP, "sh", str(directory), str(ROOT)],
+        [*_APART, "sh", "-c", _KEEP, "sh", str(directory), str(ROOT), *_APART],
         stdin=subprocess.PIPE,
         # Ctrl-C is for the test run, which ends it in order.
         start_new_session=True,

@@ -67,6 +67,25 @@ def test_a_calculation_over_data_that_the_client_cannot_see(hand: Hand, direct: 
     hand.call(at_sites.down)
 
 
+def test_jobs_of_a_batch_system_are_a_pool_beside_the_sites_with_tls(hand: Hand):
+    hand.call(at_sites.start_batch)
+    try:
+        made = up(hand, text=at_sites.WITH_JOBS)
+        assert made["failures"] == {}
+        assert made["pools"] == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"], "queue": ["queue-0"]}
+        assert len(hand.call(at_sites.jobs, "RUNNING")) == 1
+        assert all(one.startswith("tls://") for one in hand.call(at_sites.addresses).values())
+        # What a site has is read by a job, which is reached from the site and reaches it.
+        hand.call(at_sites.begin, "ecmwf", 2, "queue")
+        assert hand.call(at_sites.outcome, 60) == 1
+        hand.call(at_sites.begin, "queue", 2, "eumetsat")
+        assert hand.call(at_sites.outcome, 60) == 1
+        hand.call(at_sites.down)
+    finally:
+        left = hand.call(at_sites.stop_batch)
+    assert left == []
+
+
 def test_the_same_by_one_command_through_a_mesh_of_sites_of_which_one_has_no_root(network: Network):
     lay_out(network)
     client = network["client"]

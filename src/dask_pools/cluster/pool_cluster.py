@@ -667,14 +667,8 @@ class PoolCluster(SpecCluster):  # type: ignore[misc]  # distributed publishes n
             if name in observed:
                 standing.seconds += passed
                 self._note_joined(worker)
-            elif (
-                not worker.joined
-                and worker.timeout is not None
-                and worker.status == Status.running
-                and now - worker.asked > worker.timeout
-                and name not in self._leaving
-            ):
-                self._replace(worker, f"it did not join within {worker.timeout:g} s")
+            elif name not in self._leaving and (overdue := worker.overdue):
+                self._replace(worker, overdue)
         for pool, spec in self._pool_specs.items():
             standing = self._standings[pool]
             if standing.spend(spec.max_hours, now):

@@ -10,7 +10,7 @@ from typing import Any
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
-from dask_pools.cluster.launchers import Finder, Lasting, LaunchedWorker, Launcher, WorkerShape
+from dask_pools.cluster.launchers import Finder, Lasting, LaunchedWorker, Launcher, Queued, WorkerShape
 from dask_pools.errors import PoolUnavailableError
 
 __all__ = ["PoolWorker"]
@@ -123,6 +123,16 @@ class PoolWorker(ProcessInterface):  # type: ignore[misc]  # distributed publish
     def handle(self) -> dict[str, Any] | None:
         """What its launcher can find it by in another process; None if it ends with this one."""
         return self._launched.handle if isinstance(self._launched, Lasting) else None
+
+    @property
+    def overdue(self) -> str | None:
+        """Why it is to be given up, if it has been launched and should have joined by now."""
+        if self.joined or self.status != Status.running:
+            return None
+        if self.timeout is not None and time.monotonic() - self.asked > self.timeout:
+            return f"it did not join within {self.timeout:g} s"
+        launched: object = self._launched
+        return launched.overdue if isinstance(launched, Queued) else None
 
     def _failed(self, why: str, error: BaseException | None) -> PoolUnavailableError:
         self.status = Status.failed

@@ -21,6 +21,7 @@ from distributed import Client, Security
 
 from dask_pools import PoolUnavailableError
 from dask_pools.cluster import PoolCluster, adopt, pool_specs
+from dask_pools.cluster.launchers import jobqueue
 from dask_pools.cluster.orphans import NoOrphanError, clean_up
 from dask_pools.data_centres import parse
 from documented import shown
@@ -111,18 +112,33 @@ def test_a_node_that_crashes_in_the_middle_costs_time_only(
     mark = tmp_path / "started"
     result = client.submit(endless_once(mark), **in_pool("ecmwf"))
     assert eventually(mark.exists, 120)
-    lost = {worker._launched.job_id for worker in cluster.workers.values()}
+    # Those that have joined, that is: of jobs that only start then Slurm may not notice that they are lost.
     wanted = {pool: cluster.wanted(pool) for pool in cluster.pools}
+    assert eventually(lambda: {pool: len(names) for pool, names in cluster.pools.items()} == wanted, 120)
+    lost = {worker._launched.job_id for worker in cluster.workers.values()}
     slurm.crash_node()
     assert result.result(240) == "done"
-    # Every job that there is belongs to a worker that is counted, and none of them is one of those lost.
-    assert eventually(lambda: not lost & set(slurm.jobs(*LIVE)), 120)
 
+    # Every job that there is belongs to a worker that is counted, and none of them is one of those lost.
     def counted() -> set[str]:
         return {worker._launched.job_id for worker in list(cluster.workers.values()) if worker._launched}
 
-    assert eventually(lambda: set(slurm.jobs("RUNNING")) == counted())
-    assert eventually(lambda: {pool: len(names) for pool, names in cluster.pools.items()} == wanted)
+    assert eventually(lambda: not lost & set(slurm.jobs(*LIVE)), 240), slurm.run("squeue", "--states=all")
+    assert eventually(lambda: {pool: len(names) for pool, names in cluster.pools.items()} == wanted, 240)
+    assert eventually(lambda: set(slurm.jobs("RUNNING")) == counted()), slurm.run("squeue", "--states=all")
+
+
+def test_a_job_that_runs_without_its_worker_is_given_up(
+    slurm: Slurm, described: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As Slurm has it for a while if the node crashes while the job starts.
+    monkeypatch.setattr(jobqueue, "JOINING", 1)
+    before = set(slurm.jobs(*LIVE))
+    text = described.replace("account: weather", "job_script_prologue: [sleep 1000]")
+    with PoolCluster(parse(text, "slurm.md")) as cluster, cluster.get_client() as client:
+        with pytest.raises(PoolUnavailableError, match=r"job \d+ has been running for \d+ s, and it has not"):
+            client.submit(os.getpid, **in_pool("eumetsat")).result(timeout=120)
+        assert eventually(lambda: set(slurm.jobs(*LIVE)) <= before)
 
 
 def test_what_slurm_says_when_it_refuses_a_job_is_told_word_for_word(slurm: Slurm, described: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Finder", "Lasting", "LaunchedWorker", "Launcher", "WorkerShape"]
+__all__ = ["Finder", "Lasting", "LaunchedWorker", "Launcher", "Queued", "WorkerShape"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,16 @@ class Launcher(Protocol):
             What the worker is to call itself; unique in the cluster.
         shape : WorkerShape
         """
+        ...
+
+
+@runtime_checkable
+class Queued(Protocol):
+    """A `LaunchedWorker` that may have to wait for its turn before it starts."""
+
+    @property
+    def overdue(self) -> str | None:
+        """Why it should have joined by now, in words for the user; None while it may still come."""
         ...
 
 

@@ -16,6 +16,7 @@ import re
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,10 +46,16 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Seconds between two looks at the queue, for all jobs together; while one of them is being stopped;
-# and after which a job that was to stop is reported. Batch systems are shared, and slow.
+# and after which a job that was to stop is reported, having been told so several times. Batch systems are
+# shared, and slow.
 POLL = 15.0
 POLL_STOPPING = 1.0
 STOP_TIMEOUT = 60.0
+STOP_ATTEMPTS = 4
+
+# Seconds in which the worker of a job that runs has to join. A node that crashes while a job starts there may
+# leave Slurm in the belief, for half an hour, that it runs.
+JOINING = 300.0
 
 # Bytes of a job's log that are shown.
 SHOWN = 8000
@@ -231,6 +238,13 @@ class JobWorker:
         said = [line for line in (await self._log() or "").splitlines() if line.strip()]
         return f"{why}; the last line of its log: {said[-1].strip()}" if said else why
 
+    @property
+    def overdue(self) -> str | None:
+        """Why the worker should have joined by now; None while it may still come."""
+        if (seconds := _queue().running_for(self.job_id)) <= JOINING:
+            return None
+        return f"its job {self.job_id} has been running for {seconds:.0f} s, and it has not joined"
+
     async def logs(self) -> str:
         """Get the last that the job wrote; where that is, if it cannot be read from here."""
         log = await self._log()
@@ -263,17 +277,20 @@ class JobWorker:
 
     async def close(self) -> None:
         """Take the job out of the queue or end it; with Slurm, wait until it is gone."""
-        try:
-            await self._job.close()
-        except FileNotFoundError as error:
-            logger.warning("Job %s may still be running: no command %r.", self.job_id, error.filename)
-            return
-        if self._launcher.system == "slurm":
+        for _ in range(STOP_ATTEMPTS):
             try:
-                async with asyncio.timeout(STOP_TIMEOUT):
+                # Should the command fail, dask-jobqueue does not say so: the job may have ended already.
+                await self._job.close()
+            except FileNotFoundError as error:
+                logger.warning("Job %s may still be running: no command %r.", self.job_id, error.filename)
+                return
+            if self._launcher.system != "slurm":
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT / STOP_ATTEMPTS):
                     await _queue().ended(self.job_id, stopping=True)
-            except TimeoutError:
-                logger.warning("Job %s of Slurm is still there a minute after scancel.", self.job_id)
+                    return
+        logger.warning("Job %s of Slurm is still there a minute after scancel.", self.job_id)
 
 
 def _end(path: Path) -> str:
@@ -296,8 +313,14 @@ class _Queue:
     def __init__(self) -> None:
         self._waiting: dict[asyncio.Future[str], str] = {}
         self._stopping: set[asyncio.Future[str]] = set()
+        self._running: dict[str, float] = {}
         self._looking: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
+
+    def running_for(self, job: str) -> float:
+        """Tell for how many seconds a job that somebody waits for has been seen running; 0 if it does not."""
+        since = self._running.get(job)
+        return 0.0 if since is None else time.monotonic() - since
 
     async def ended(self, job: str, *, stopping: bool = False) -> str:
         """Wait until a job has ended; its state and reason, in Slurm's words."""
@@ -322,6 +345,8 @@ class _Queue:
             self._hurry.clear()
             asked = dict(self._waiting)  # jobs may be added meanwhile
             if (states := await _states(set(asked.values()))) is not None:
+                running = [job for job, state in states.items() if state.startswith("RUNNING")]
+                self._running = {job: self._running.get(job, time.monotonic()) for job in running}
                 for future, job in asked.items():
                     state = states.get(job, _GONE)
                     if not future.done() and (state == _GONE or _OVER.match(state)):

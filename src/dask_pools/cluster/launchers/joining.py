@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import time
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -170,11 +171,11 @@ async def joined(scheduler: str, name: str, timeout: float, ended: Awaitable[str
 
 
 async def _joined(scheduler: str, name: str) -> None:
-    wait = POLL
+    start = time.monotonic()
     # With Dask's own settings of TLS, where there are some.
     async with rpc(scheduler, connection_args=Security().get_connection_args("worker")) as remote:
         while not any(
             worker["name"] == name for worker in (await remote.identity(n_workers=-1))["workers"].values()
         ):
-            await asyncio.sleep(wait)
-            wait = min(1.1 * wait, POLL_AT_MOST)
+            passed = time.monotonic() - start
+            await asyncio.sleep(min(max(POLL, passed / 25), POLL_AT_MOST))

@@ -118,8 +118,9 @@ class LocalLauncher:
         """Dask's settings here, as far as they can be written down; functions among them concern clients."""
         config = {key: value for key, value in dask.config.global_config.items() if _is_plain(value)}
         settings: dict[str, Any] = {
-            # A worker that has joined is ready: its first task does not have to wait for imports.
-            "distributed": {"worker": {"preload": [*_preloads("worker"), "dask_pools.propagate"]}}
+            # What the scheduler asks of each worker before it sends it tasks. More comes with the tasks that
+            # need it: a worker that waited for all of it would join a second later.
+            "distributed": {"worker": {"preload": [*_preloads("worker"), "dask_pools.traffic"]}}
         }
         if "version" not in config.get("logging", {}):  # else it is the user's own, and complete
             settings["logging"] = {"distributed": self.log_level}
