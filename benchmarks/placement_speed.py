@@ -29,6 +29,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,7 +60,8 @@ def source(site: str, tiles: int, pinned: bool) -> da.Array:
     shape = (STEPS * 10, tiles * 10)
     token = tokenize(site, shape)
     name = source_name("t", site, token) if pinned else f"load-{token}"
-    with pool(site if pinned else None):
+    # Dask alone is not to have our optimiser, which `pool` switches on.
+    with pool(site) if pinned else nullcontext():
         return da.map_blocks(
             _load, chunks=((10,) * STEPS, (10,) * tiles), dtype="f8", meta=np.empty((0, 0)), name=name
         )
