@@ -550,6 +550,14 @@ def is_group_of_roots(scheduler: Scheduler, group: TaskGroup, threads: int) -> b
     )
 
 
+def makes_data(task: TaskState) -> bool:
+    """Whether a task loads data, or was fused with one that does: a root for Dask, whatever its group.
+
+    Assumes that Dask marks these tasks as ``data_producer``, and asks for it in `Scheduler.is_rootish`.
+    """
+    return task.run_spec is not None and bool(task.run_spec.data_producer)
+
+
 def free_slots(scheduler: Scheduler, worker: WorkerState) -> int:
     """Tasks that Dask's queue would send to a worker now; 0 if it is not running.
 

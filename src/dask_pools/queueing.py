@@ -79,8 +79,9 @@ class RootQueue:
     def hold(self, arrived: Iterable[Sequence[TaskState]]) -> None:
         """Hold back those of some new tasks that are roots, before any of them is sent.
 
-        What a root is follows Dask (`distributed.scheduler.SchedulerState.is_rootish`): one of a group of
-        tasks that is more than twice as large as there are threads, here of its pool, and reads little.
+        What a root is follows Dask (`distributed.scheduler.SchedulerState.is_rootish`): what loads data, and
+        one of a group of tasks that is more than twice as large as there are threads, here of its pool, and
+        reads little.
 
         Parameters
         ----------
@@ -94,8 +95,9 @@ class RootQueue:
                 continue
             if pool not in threads:
                 threads[pool] = self._threads(pool)
-            if dask_internals.is_group_of_roots(self._scheduler, tasks[0].group, threads[pool]):
-                for task in filter(dask_internals.may_be_queued, tasks):
+            group = dask_internals.is_group_of_roots(self._scheduler, tasks[0].group, threads[pool])
+            for task in tasks if group else filter(dask_internals.makes_data, tasks):
+                if dask_internals.may_be_queued(task):
                     self._roots[task.key] = pool
                     self._mark(task)
 

@@ -252,16 +252,19 @@ def test_dask_takes_the_same_tasks_for_roots_and_counts_free_slots_alike(client,
         def update_graph(self, _, *, tasks, **kwargs):
             for task in map(scheduler.tasks.__getitem__, tasks):
                 of_group = internals.is_group_of_roots(scheduler, task.group, scheduler.total_nthreads)
-                roots.append((internals.may_be_queued(task) and of_group, scheduler.is_rootish(task)))
+                root = of_group or internals.makes_data(task)
+                roots.append((internals.may_be_queued(task) and root, scheduler.is_rootish(task)))
             slots.extend(internals.free_slots(scheduler, worker) for worker in scheduler.workers.values())
 
     scheduler.add_plugin(plugin := Compare())
     try:
         assert da.ones(40, chunks=1).map_blocks(np.negative).sum().compute() == -40
+        # What loads is a root however few there are.
+        assert da.from_array(np.ones(3), chunks=1, inline_array=True).sum().compute() == 3
     finally:
         scheduler.remove_plugin(plugin.name)
     assert set(roots) == {(True, True), (False, False)}
-    assert slots == [3, 3]  # 1.1 × two threads, rounded up
+    assert slots == [3, 3] * 2  # 1.1 × two threads, rounded up
 
 
 def test_outputs_of_p2p_are_not_queued(client, pools):

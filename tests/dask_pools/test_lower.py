@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 
 import dask
 import dask.array as da
@@ -305,6 +307,30 @@ def test_a_fault_in_the_search_leaves_a_placement_by_inputs(monkeypatch, caplog)
     assert set(pools) == set(tasks)
     assert {pool for key, pool in pools.items() if not pools_of_task(key, tasks[key])} == {"ecmwf"}
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["nothing was frozen", "some was"])
+def test_the_garbage_collector_goes_on_as_before_also_after_a_fault(frozen):
+    class Cycle:
+        pass
+
+    x, y = source("ecmwf"), source("eumetsat")
+    if frozen:
+        gc.freeze()
+    try:
+        placed((x + y).sum())
+        layers = read_layers((x + y).dask)
+        with pytest.raises(ZeroDivisionError):
+            lower.place(layers, list(flatten((x + y).__dask_keys__())), lower.ARRAY, check=lambda _: 1 / 0)
+        assert gc.isenabled()
+        assert bool(gc.get_freeze_count()) == frozen
+        garbage = Cycle()
+        garbage.itself, gone = garbage, weakref.ref(garbage)
+        del garbage
+        gc.collect()
+        assert gone() is None
+    finally:
+        gc.unfreeze()
 
 
 def test_lengths_that_are_not_known_count_as_what_they_are_taken_from():

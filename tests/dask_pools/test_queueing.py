@@ -70,6 +70,16 @@ def test_no_worker_is_sent_more_roots_than_worker_saturation_says(pools, client,
         assert busiest.tasks <= 2 * saturation + 2
 
 
+def test_what_loads_waits_in_line_however_few_there_are(pools, client, monkeypatch):
+    """Four chunks for two threads may be four large ones."""
+    monkeypatch.setattr(pools.scheduler, "WORKER_SATURATION", 1.0)
+    with pool("ecmwf"):
+        x = da.from_array(np.ones(4), chunks=1, inline_array=True)
+    with watched(pools.scheduler) as busiest:
+        assert x.map_blocks(lambda chunk: time.sleep(0.1) or chunk, dtype=float).sum().compute() == 4
+    assert busiest.tasks <= 3  # two threads, and a consumer of what is there
+
+
 def test_results_are_consumed_before_further_roots_are_made(pools, client):
     most = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import re
 
 import dask
@@ -11,12 +12,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from dask_pools import connect, explain, pool, task_stream, visualize_pools
+from dask_pools import connect, data_centres, explain, pool, task_stream, visualize_pools
 from dask_pools.pictures import CROSSING, colours_of, tint
 from dask_pools.pins import source_name
 from dask_pools.placement.plan import ANYWHERE, Edge, Plan, PoolShare, Step
 from dask_pools.timeline import Span, TaskStream
-from dask_pools.traffic import Measurement, Traffic
+from dask_pools.traffic import Flow, Measurement, Traffic
 from dask_pools.visualize import _arrange, _shortened
 
 pytest.importorskip("matplotlib")
@@ -160,6 +161,22 @@ def test_what_ran_before_is_not_in_the_stream(client):
 def test_asking_before_the_block_has_ended_says_so():
     with pytest.raises(RuntimeError, match="has ended"):
         _ = TaskStream(Measurement()).spans
+
+
+def test_how_long_bytes_took_makes_costs_for_the_data_centres_file():
+    def crossing(source, target, start, stop):
+        return Span(target, f"tcp://{target}", 0, "transfer", "add", start, stop, f"tcp://{source}", source)
+
+    flows = [Flow("a", "b", 8_000_000, 2), Flow("b", "a", 2_000_000, 1), Flow("a", "c", 500, 1)]
+    measured = Measurement()
+    measured._traffic = Traffic(tuple(flows))
+    stream = TaskStream(measured)
+    # From a to b two transfers overlap: 2 s for 8 MB.
+    spans = [("a", "b", 0.0, 1.5), ("a", "c", 0.5, 5.0), ("a", "b", 1.0, 2.0), ("b", "a", 1.0, 3.0)]
+    stream._spans = tuple(crossing(*span) for span in spans)
+    assert stream.costs() == {"a": {"b": 1.0}, "b": {"a": 4.0}}
+    text = json.dumps({"data_centres": {site: {} for site in "ab"}, "costs": stream.costs()})
+    assert data_centres.parse(text, "measured.yaml").costs == stream.costs()
 
 
 def test_one_message_that_several_tasks_waited_for_is_one_line():
