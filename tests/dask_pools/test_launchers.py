@@ -109,6 +109,8 @@ def test_the_page_on_command_gives_workers_as_it_says_and_leaves_nothing(tmp_pat
             [None, os.getcwd(), min(here + 5, 19)],
         ]
         assert cluster.pools == {"ecmwf": ["ecmwf-0"], "eumetsat": ["eumetsat-0"]}
+        # Who has joined may run tasks before its launcher knows.
+        assert eventually(lambda: cluster.workers["ecmwf-0"]._launched is not None)
         logs = cluster.sync(cluster.workers["ecmwf-0"]._launched.logs)
         assert "Start worker at" in logs
         pids = client.run(os.getpid).values()

@@ -56,7 +56,7 @@ def check_gone(network: Network, names: Sequence[str], seconds: float = 110) -> 
 
 def processes(host: Host) -> list[str]:
     """Processes of clusters on a host."""
-    known = ("pools site", "dask_worker", "multiprocessing", "wireguard-go", "pasta")
+    known = ("pools site", "dask_worker", "worker_process", "multiprocessing", "wireguard-go", "pasta")
     return [
         one
         for one in host.run("ps", "axww", "-o", "args=").splitlines()

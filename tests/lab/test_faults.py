@@ -125,7 +125,9 @@ MOMENTS: dict[str, Callable[[Network, UpCommand], object]] = {
     "it has just begun": lambda network, running: running.group(),
     "an agent starts": lambda network, running: processes(network["ecmwf"]),
     "its interface is there": lambda network, running: interfaces(network["client"]),
-    "a worker starts": lambda network, running: any("spawn" in one for one in processes(network["ecmwf"])),
+    "a worker starts": lambda network, running: any(
+        "worker_process" in one for one in processes(network["ecmwf"])
+    ),
     "it is up": lambda network, running: running.is_up(),
 }
 

@@ -1,8 +1,9 @@
 """Workers as processes on this machine, each under a Dask nanny that brings it back when it dies.
 
-A worker is started by the same command that one would type, ``dask worker``. So a script that makes a
-cluster needs no ``if __name__ == "__main__":``, as it would if Python spawned the processes from this one;
-and the command can be wrapped into another that changes what the worker sees (``unshare --mount …``).
+A worker is started by a command that works as ``dask worker`` does (`dask_pools.cluster.worker_process`). So
+a script that makes a cluster needs no ``if __name__ == "__main__":``, as it would if Python spawned the
+processes from this one; and the command can be wrapped into another that changes what the worker sees
+(``unshare --mount …``).
 
 Should this process be killed outright, nanny and worker end with it (`dask_pools.cluster.tether`).
 """
@@ -14,16 +15,17 @@ import codecs
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import sysconfig
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import dask
 
-from dask_pools.cluster import tether
 from dask_pools.cluster.launchers import WorkerShape
 from dask_pools.cluster.launchers.joining import joined, own_address, worker_command
 from dask_pools.workers import LauncherOptions, Listed, Workers
@@ -35,6 +37,9 @@ LOOPBACK = "127.0.0.1"
 # Seconds. Imports from a cold disk on a busy machine can take half a minute.
 START_TIMEOUT = 120.0
 CLOSE_TIMEOUT = 5.0
+
+# As Dask's nanny has it, where nobody has chosen one (dask/distributed #8400).
+HASH_SEED = "6640"
 
 
 @dataclass(frozen=True)
@@ -64,18 +69,23 @@ class LocalLauncher:
 
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> LocalWorker:
         """Start a worker; it has joined the scheduler when this returns."""
-        process = await asyncio.create_subprocess_exec(
-            *self.prefix,
-            *self._command(scheduler, name, shape),
-            cwd=shape.directory,
-            env=self._environment(shape),
-            stdin=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            # A process group to stop nanny and worker by; and Ctrl-C in a terminal, which goes to every
-            # process of its session, is to stop the user's calculation, not the workers.
-            start_new_session=True,
-        )
-        worker = LocalWorker(process)
+        own = tempfile.mkdtemp(prefix="dask-pools-worker-")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self.prefix,
+                *self._command(scheduler, name, shape, own),
+                cwd=shape.directory,
+                env=self._environment(shape),
+                stdin=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                # A process group to stop nanny and worker by; and Ctrl-C in a terminal, which goes to every
+                # process of its session, is to stop the user's calculation, not the workers.
+                start_new_session=True,
+            )
+        except BaseException:
+            shutil.rmtree(own)
+            raise
+        worker = LocalWorker(process, own)
         try:
             await joined(scheduler, name, self.timeout, worker.ended())
         except BaseException:
@@ -83,21 +93,21 @@ class LocalLauncher:
             raise
         return worker
 
-    def _command(self, scheduler: str, name: str, shape: WorkerShape) -> list[str]:
+    def _command(self, scheduler: str, name: str, shape: WorkerShape, own: str) -> list[str]:
         return worker_command(
             scheduler,
             name,
             shape,
             python=(sys.executable, "-P"),  # what lies in the pool's directory is data, not code
+            module=("dask_pools.cluster.worker_process", own),
             options=(
                 *(("--local-directory", self.scratch) if self.scratch else ()),
                 *("--host", self.host or own_address(scheduler)),
                 # Without a host Dask's status page would listen on all interfaces.
                 *("--dashboard-address", f"{LOOPBACK}:0", "--no-dashboard"),
                 *("--death-timeout", str(self.timeout)),
-                # Given here, since `dask worker` passes over what is configured. By its path, so that the
-                # nanny need not import the package.
-                *(f"--preload-nanny={one}" for one in (*_preloads("nanny"), tether.__file__)),
+                # Given here, since `dask worker` passes over what is configured.
+                *(f"--preload-nanny={one}" for one in _preloads("nanny")),
             ),
         )
 
@@ -107,7 +117,15 @@ class LocalLauncher:
         own = tuple({os.path.realpath(place) for place in sysconfig.get_paths().values()})
         path = [os.path.abspath(entry) for entry in sys.path]
         path = [entry for entry in path if not os.path.realpath(entry).startswith(own)]
+        # What a nanny sets before it starts a worker, for Python's hashes, and libraries that read it when
+        # they are loaded: here that is before there is a nanny.
+        early = {"PYTHONHASHSEED": HASH_SEED} | {
+            name: str(value)
+            for name, value in dask.config.get("distributed.nanny.pre-spawn-environ").items()
+            if value is not None
+        }
         return {
+            **early,
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path),
             "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(self._config()),
@@ -168,8 +186,9 @@ class LocalOptions(LauncherOptions):
 class LocalWorker:
     """A nanny with its worker, in processes of their own."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, directory: str) -> None:
         self._process = process
+        self._directory = directory
         self._said = ""
         self._forwarding = asyncio.create_task(self._forward())
 
@@ -206,3 +225,4 @@ class LocalWorker:
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
         await self._forwarding
+        shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,0 +1,85 @@
+"""``dask worker`` in a process that imports Dask once, for the nanny and for its worker.
+
+Dask's nanny starts its worker as another interpreter, which imports what the nanny has imported already.
+Here the process makes a copy of itself after importing, before it has any thread or event loop. The copy is
+the server of the start method "forkserver" of `multiprocessing`, and the worker is a copy of that, at first
+and whenever the nanny brings it back: it joins sooner, and what was imported is in memory once.
+
+It knows of Dask and `multiprocessing` only, and nothing of pools.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+from multiprocessing import forkserver
+from typing import Any
+
+import dask
+
+from dask_pools.cluster import tether
+
+__all__ = ["main"]
+
+METHOD = "distributed.worker.multiprocessing-method"
+
+
+def main() -> None:
+    """Be ``dask worker``, whose arguments come after the first: a directory of this process's own."""
+    directory = sys.argv.pop(1)
+    from distributed import utils
+    from distributed.cli import dask_worker
+
+    # What its worker has as preload is imported for it here.
+    from dask_pools import traffic  # noqa: F401
+
+    # Who has chosen another way to start processes gets that one.
+    if dask.config.get(METHOD) == "spawn" and _serve_forks(os.path.join(directory, "fork")):
+        dask.config.set({METHOD: "forkserver"})
+        # Else Dask imports pandas, for a server that it would start itself.
+        utils._forkserver_preload_set = True
+
+    def end() -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    tether.when_orphaned(end)
+    dask_worker.main()
+
+
+def _serve_forks(address: str) -> bool:
+    """Copy this process; the copy listens at the path, as what `multiprocessing` starts itself does.
+
+    The attributes that are set here are not public. They have been the same from Python 3.4 on; 3.14 added a
+    key to them, so there, and where the path will not do, the worker is another interpreter as ever.
+    """
+    known: Any = forkserver._forkserver
+    # A lock that another thread holds would be held in the copy for ever.
+    if sys.version_info >= (3, 14) or threading.active_count() > 1:
+        return False
+    with socket.socket(socket.AF_UNIX) as listening:
+        try:
+            listening.bind(address)
+        except OSError:  # it is too long for a socket, or cannot be seen from here
+            return False
+        os.chmod(address, 0o600)
+        listening.listen()
+        ended, alive = os.pipe()
+        if (process := os.fork()) == 0:
+            os.close(alive)
+            try:
+                # Until this process and all workers are gone.
+                forkserver.main(os.dup(listening.fileno()), ended, [])
+            finally:
+                os._exit(0)
+        os.close(ended)
+    known._forkserver_address, known._forkserver_alive_fd, known._forkserver_pid = address, alive, process
+    return True
+
+
+if __name__ == "__main__":
+    main()
