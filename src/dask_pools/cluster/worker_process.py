@@ -29,7 +29,7 @@ METHOD = "distributed.worker.multiprocessing-method"
 
 
 def main() -> None:
-    """Be ``dask worker``, whose arguments come after the first: a directory of this process's own."""
+    """Be ``dask worker``, whose arguments come after the first: a directory to make for this process."""
     directory = sys.argv.pop(1)
     from distributed import utils
     from distributed.cli import dask_worker
@@ -38,7 +38,7 @@ def main() -> None:
     from dask_pools import traffic  # noqa: F401
 
     # Who has chosen another way to start processes gets that one.
-    if dask.config.get(METHOD) == "spawn" and _serve_forks(os.path.join(directory, "fork")):
+    if dask.config.get(METHOD) == "spawn" and _serve_forks(directory):
         dask.config.set({METHOD: "forkserver"})
         # Else Dask imports pandas, for a server that it would start itself.
         utils._forkserver_preload_set = True
@@ -51,20 +51,22 @@ def main() -> None:
     dask_worker.main()
 
 
-def _serve_forks(address: str) -> bool:
-    """Copy this process; the copy listens at the path, as what `multiprocessing` starts itself does.
+def _serve_forks(directory: str) -> bool:
+    """Copy this process; the copy listens in the directory, as what `multiprocessing` starts itself does.
 
-    The attributes that are set here are not public. They have been the same from Python 3.4 on; 3.14 added a
-    key to them, so there, and where the path will not do, the worker is another interpreter as ever.
+    The attributes that are set here are not public: they are those of Python 3.11 to 3.13. From 3.14 on, and
+    where the directory will not do, the worker is another interpreter as ever.
     """
     known: Any = forkserver._forkserver
+    address = os.path.join(directory, "fork")
     # A lock that another thread holds would be held in the copy for ever.
     if sys.version_info >= (3, 14) or threading.active_count() > 1:
         return False
     with socket.socket(socket.AF_UNIX) as listening:
         try:
+            os.makedirs(directory, mode=0o700)
             listening.bind(address)
-        except OSError:  # it is too long for a socket, or cannot be seen from here
+        except OSError:  # the path is too long for a socket, the disk full, or nobody may write there
             return False
         os.chmod(address, 0o600)
         listening.listen()

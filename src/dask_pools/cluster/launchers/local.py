@@ -15,6 +15,7 @@ import codecs
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -69,22 +70,19 @@ class LocalLauncher:
 
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> LocalWorker:
         """Start a worker; it has joined the scheduler when this returns."""
-        own = tempfile.mkdtemp(prefix="dask-pools-worker-")
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self.prefix,
-                *self._command(scheduler, name, shape, own),
-                cwd=shape.directory,
-                env=self._environment(shape),
-                stdin=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                # A process group to stop nanny and worker by; and Ctrl-C in a terminal, which goes to every
-                # process of its session, is to stop the user's calculation, not the workers.
-                start_new_session=True,
-            )
-        except BaseException:
-            shutil.rmtree(own)
-            raise
+        # Short, since there will be a socket in it.
+        own = os.path.join(self.scratch or tempfile.gettempdir(), f"pools-{secrets.token_hex(4)}")
+        process = await asyncio.create_subprocess_exec(
+            *self.prefix,
+            *self._command(scheduler, name, shape, own),
+            cwd=shape.directory,
+            env=self._environment(shape),
+            stdin=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            # A process group to stop nanny and worker by; and Ctrl-C in a terminal, which goes to every
+            # process of its session, is to stop the user's calculation, not the workers.
+            start_new_session=True,
+        )
         worker = LocalWorker(process, own)
         try:
             await joined(scheduler, name, self.timeout, worker.ended())
