@@ -132,7 +132,7 @@ def of_launchers() -> Iterator[Provocation]:
 
     async def ended() -> None:
         process = await asyncio.create_subprocess_exec("false", stderr=asyncio.subprocess.PIPE)
-        await joined(NOWHERE, "w", 60, LocalWorker(process, "none").ended())
+        await joined(NOWHERE, "w", 60, LocalWorker(process).ended())
 
     yield lambda: asyncio.run(ended())
     yield from _of_docker()

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import dask
 import dask.array as da
 import numpy as np
-import psutil
 import pytest
 from distributed import Client, get_worker
 
@@ -50,7 +49,7 @@ def kill(client: Client, name: str, most: int | None = None) -> None:
     of_pool = [address for address, worker in workers if f"pool-{name}" in worker["resources"]]
     for address in of_pool[:most]:
         (pid,) = client.run(os.getpid, workers=[address]).values()
-        os.killpg(psutil.Process(pid).ppid(), signal.SIGKILL)
+        os.killpg(os.getpgid(pid), signal.SIGKILL)
 
 
 def in_memory(client: Client) -> int:

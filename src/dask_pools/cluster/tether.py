@@ -1,8 +1,7 @@
 """Ending a process when the one that started it is gone, for whatever reason.
 
 The two are joined by the child's standard input: a pipe on which the parent writes nothing more, and which
-the system closes when the parent ends. Standard library only: nannies run the file of this module as one of
-Dask's preloads, and so need not import the package.
+the system closes when the parent ends. Nannies have this module as one of Dask's preloads.
 """
 
 import os

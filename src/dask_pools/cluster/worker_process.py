@@ -11,17 +11,14 @@ It knows of Dask and `multiprocessing` only, and nothing of pools.
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import socket
 import sys
+import tempfile
 import threading
 from multiprocessing import forkserver
 from typing import Any
 
 import dask
-
-from dask_pools.cluster import tether
 
 __all__ = ["main"]
 
@@ -29,8 +26,7 @@ METHOD = "distributed.worker.multiprocessing-method"
 
 
 def main() -> None:
-    """Be ``dask worker``, whose arguments come after the first: a directory to make for this process."""
-    directory = sys.argv.pop(1)
+    """Be ``dask worker``, with its arguments."""
     from distributed import utils
     from distributed.cli import dask_worker
 
@@ -38,38 +34,28 @@ def main() -> None:
     from dask_pools import traffic  # noqa: F401
 
     # Who has chosen another way to start processes gets that one.
-    if dask.config.get(METHOD) == "spawn" and _serve_forks(directory):
+    if dask.config.get(METHOD) == "spawn" and _serve_forks():
         dask.config.set({METHOD: "forkserver"})
         # Else Dask imports pandas, for a server that it would start itself.
         utils._forkserver_preload_set = True
-
-    def end() -> None:
-        shutil.rmtree(directory, ignore_errors=True)
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-
-    tether.when_orphaned(end)
     dask_worker.main()
 
 
-def _serve_forks(directory: str) -> bool:
-    """Copy this process; the copy listens in the directory, as what `multiprocessing` starts itself does.
+def _serve_forks() -> bool:
+    """Copy this process; the copy listens for this one, as what `multiprocessing` starts itself does.
 
     The attributes that are set here are not public: they are those of Python 3.11 to 3.13. From 3.14 on, and
-    where the directory will not do, the worker is another interpreter as ever.
+    where there is no place for a socket, the worker is another interpreter as ever.
     """
     known: Any = forkserver._forkserver
-    address = os.path.join(directory, "fork")
     # A lock that another thread holds would be held in the copy for ever.
     if sys.version_info >= (3, 14) or threading.active_count() > 1:
         return False
     with socket.socket(socket.AF_UNIX) as listening:
         try:
-            os.makedirs(directory, mode=0o700)
-            listening.bind(address)
-        except OSError:  # the path is too long for a socket, the disk full, or nobody may write there
+            address = _listen_unseen(listening)
+        except OSError:  # the path is too long for a socket, the disk full, or there is no /proc
             return False
-        os.chmod(address, 0o600)
-        listening.listen()
         ended, alive = os.pipe()
         if (process := os.fork()) == 0:
             os.close(alive)
@@ -81,6 +67,28 @@ def _serve_forks(directory: str) -> bool:
         os.close(ended)
     known._forkserver_address, known._forkserver_alive_fd, known._forkserver_pid = address, alive, process
     return True
+
+
+def _listen_unseen(listening: socket.socket) -> str:
+    """Have a socket listen where only this process can connect; the path by which it does.
+
+    Its file is gone at once, so nobody else can ask for a copy, and nothing is left however all this ends.
+    Who opened it before still reaches it, by the links of proc(5).
+
+    Raises
+    ------
+    OSError
+        If that does not work here.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "fork")
+        listening.bind(path)
+        address = f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_CLOEXEC)}"
+    listening.listen()
+    with socket.socket(socket.AF_UNIX) as trial:
+        trial.connect(address)
+        listening.accept()[0].close()
+    return address
 
 
 if __name__ == "__main__":

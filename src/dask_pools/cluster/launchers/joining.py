@@ -37,7 +37,7 @@ def worker_command(
     shape: WorkerShape,
     *,
     python: Sequence[str] = ("python",),
-    module: Sequence[str] = ("distributed.cli.dask_worker",),
+    module: str = "distributed.cli.dask_worker",
     options: Sequence[str] = (),
 ) -> list[str]:
     """Command that starts a worker under a nanny, word by word.
@@ -52,8 +52,8 @@ def worker_command(
         Its directory and environment are for whoever runs the command.
     python : sequence of str
         The interpreter where the worker runs, with options.
-    module : sequence of str
-        What is run there as ``dask worker``, and what it takes before its arguments.
+    module : str
+        What is run there as ``dask worker``.
     options : sequence of str
         Further options of ``dask worker``.
     """
@@ -61,7 +61,7 @@ def worker_command(
     return [
         *python,
         "-m",
-        *module,
+        module,
         scheduler,
         *("--name", name),
         *("--nthreads", str(shape.threads)),

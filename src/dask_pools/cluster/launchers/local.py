@@ -15,18 +15,16 @@ import codecs
 import json
 import logging
 import os
-import secrets
-import shutil
 import signal
 import sys
 import sysconfig
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import dask
 
+from dask_pools.cluster import tether
 from dask_pools.cluster.launchers import WorkerShape
 from dask_pools.cluster.launchers.joining import joined, own_address, worker_command
 from dask_pools.workers import LauncherOptions, Listed, Workers
@@ -70,11 +68,9 @@ class LocalLauncher:
 
     async def launch(self, scheduler: str, name: str, shape: WorkerShape) -> LocalWorker:
         """Start a worker; it has joined the scheduler when this returns."""
-        # Short, since there will be a socket in it.
-        own = os.path.join(self.scratch or tempfile.gettempdir(), f"pools-{secrets.token_hex(4)}")
         process = await asyncio.create_subprocess_exec(
             *self.prefix,
-            *self._command(scheduler, name, shape, own),
+            *self._command(scheduler, name, shape),
             cwd=shape.directory,
             env=self._environment(shape),
             stdin=asyncio.subprocess.PIPE,
@@ -83,7 +79,7 @@ class LocalLauncher:
             # process of its session, is to stop the user's calculation, not the workers.
             start_new_session=True,
         )
-        worker = LocalWorker(process, own)
+        worker = LocalWorker(process)
         try:
             await joined(scheduler, name, self.timeout, worker.ended())
         except BaseException:
@@ -91,13 +87,13 @@ class LocalLauncher:
             raise
         return worker
 
-    def _command(self, scheduler: str, name: str, shape: WorkerShape, own: str) -> list[str]:
+    def _command(self, scheduler: str, name: str, shape: WorkerShape) -> list[str]:
         return worker_command(
             scheduler,
             name,
             shape,
             python=(sys.executable, "-P"),  # what lies in the pool's directory is data, not code
-            module=("dask_pools.cluster.worker_process", own),
+            module="dask_pools.cluster.worker_process",
             options=(
                 *(("--local-directory", self.scratch) if self.scratch else ()),
                 *("--host", self.host or own_address(scheduler)),
@@ -105,7 +101,7 @@ class LocalLauncher:
                 *("--dashboard-address", f"{LOOPBACK}:0", "--no-dashboard"),
                 *("--death-timeout", str(self.timeout)),
                 # Given here, since `dask worker` passes over what is configured.
-                *(f"--preload-nanny={one}" for one in _preloads("nanny")),
+                *(f"--preload-nanny={one}" for one in (*_preloads("nanny"), tether.__name__)),
             ),
         )
 
@@ -184,9 +180,8 @@ class LocalOptions(LauncherOptions):
 class LocalWorker:
     """A nanny with its worker, in processes of their own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, directory: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._directory = directory
         self._said = ""
         self._forwarding = asyncio.create_task(self._forward())
 
@@ -223,4 +218,3 @@ class LocalWorker:
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
         await self._forwarding
-        shutil.rmtree(self._directory, ignore_errors=True)
