@@ -35,7 +35,7 @@ from dask.blockwise import (
 from dask.delayed import optimize as optimize_delayed
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.typing import Key
-from distributed import Client, Future, Scheduler
+from distributed import Client, Future, Scheduler, utils
 from distributed.core import error_message
 from distributed.scheduler import TaskGroup, TaskPrefix, TaskState, WorkerState, _task_slots_available
 from distributed.shuffle._core import P2PBarrierTask, ShuffleRun
@@ -60,6 +60,7 @@ __all__ = [
     "fuse_roots",
     "fused_keys",
     "graphs_to_compute",
+    "import_nothing_for_forks",
     "is_gathering",
     "is_symbolic",
     "lazify",
@@ -585,3 +586,12 @@ def layers_to_send(expression: object) -> list[tuple[str, Mapping[Key, Any]]]:
     parts = list(expression.operands) if several else [expression]  # type: ignore[attr-defined]
     graphs = [part.hlg for part in parts if isinstance(part, HLGExpr)]
     return [layer for graph in graphs for layer in graph.layers.items()]
+
+
+def import_nothing_for_forks() -> None:
+    """Have Dask import nothing of its own accord before it starts processes by a fork server.
+
+    Assumption: `distributed.utils.get_mp_context` imports pandas and others for the server, unless it is
+    noted in that module that this has been done.
+    """
+    utils._forkserver_preload_set = True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from dask.array.optimization import optimize as optimize_array
 from dask.base import collections_to_expr, flatten
 from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from distributed import Client, Future, Scheduler, SchedulerPlugin, futures_of, wait
+from distributed import Client, Future, Scheduler, SchedulerPlugin, futures_of, utils, wait
 from distributed.shuffle._core import ShuffleRun
 from distributed.shuffle._rechunk import ArrayRechunkRun
 from distributed.shuffle._shuffle import DataFrameShuffleRun
@@ -482,3 +483,16 @@ def test_a_worker_joins_without_importing_what_only_some_tasks_need() -> None:
         "print({'dask.array', 'dask.bag', 'pandas', 'xarray'}.intersection(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_dask_imports_for_a_fork_server_unless_it_notes_that_it_has(monkeypatch):
+    told = []
+    monkeypatch.setattr(multiprocessing.get_context("forkserver"), "set_forkserver_preload", told.append)
+    monkeypatch.setattr(utils, "_forkserver_preload_set", False)
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        utils.get_mp_context()
+        assert "distributed" in told.pop()
+        monkeypatch.setattr(utils, "_forkserver_preload_set", False)
+        internals.import_nothing_for_forks()
+        utils.get_mp_context()
+    assert told == []

@@ -27,17 +27,15 @@ METHOD = "distributed.worker.multiprocessing-method"
 
 def main() -> None:
     """Be ``dask worker``, with its arguments."""
-    from distributed import utils
     from distributed.cli import dask_worker
 
     # What its worker has as preload is imported for it here.
-    from dask_pools import traffic  # noqa: F401
+    from dask_pools import dask_internals, traffic  # noqa: F401
 
     # Who has chosen another way to start processes gets that one.
     if dask.config.get(METHOD) == "spawn" and _serve_forks():
         dask.config.set({METHOD: "forkserver"})
-        # Else Dask imports pandas, for a server that it would start itself.
-        utils._forkserver_preload_set = True
+        dask_internals.import_nothing_for_forks()
     dask_worker.main()
 
 
